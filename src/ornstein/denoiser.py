@@ -1,0 +1,201 @@
+"""The denoiser: a network, the process it belongs to, and the question it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._types import VIEWS, Cond, State, View
+from .errors import ViewError
+from .numerics.tree import check_batch, parts
+from .prediction import Output, heads_of, predict
+from .processes import Level, Process, broadcast
+
+Call = Callable[[State], Output]
+
+
+class BaseDenoiser(nn.Module):
+    """Anything that answers (x, t): a network, an exact world, a guided combination of denoisers.
+
+    A subclass sets `process` and `predicts` (and `heads`, the views of further named heads) and writes `bind`.
+    Called on x (batch, *event), t (a scalar or (batch,)) and a condition it returns a `Prediction`; `forward` returns
+    the plain output in the view `predicts` (what DDP, torch.compile and forward-mode differentiation wrap).
+    States and predictions are in the model's units; `orn.sample` returns the user's (see `scaling`).
+    """
+
+    process: Process
+    predicts: View
+    heads: Mapping[str, View] = {}
+    null: Any = None
+    scaling: Scaling | None = None
+
+    def bind(self, levels: Any, x: State, cond: Cond) -> Sequence[Call]:
+        """One function of the state for each of the E levels ((E,) or (E, batch)), x giving batch, dtype and device.
+
+        All that can be known before the loop is done here: host arithmetic, uploads, preparation of conditions. The
+        functions returned do not synchronise.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must write bind")
+
+    def cost(self, levels: Any) -> list[int]:
+        """Network evaluations of one sample at each level, gradient passes counted."""
+        return [1] * len(levels)
+
+    def forward(self, x: State, t: Any, cond: Cond = None) -> Output:
+        return self.bind(self.process.level(t)[None], x, cond)[0](x)
+
+    def __call__(self, x: State, t: Any, cond: Cond = None) -> Any:
+        level = self.process.level(t)
+        batch = parts(x)[0].shape[0]
+        if level.shape not in ((), (1,), (batch,)):
+            raise ValueError(
+                f"t is a scalar or has one value a sample: got {tuple(level.shape)} for a batch of {batch}"
+            )
+        check_batch(cond, batch)
+        output = super().__call__(x, level, cond)
+        return predict(self.process, level, x, output, self.predicts, cond=cond, heads=self.heads)
+
+    def without(self, cond: Cond) -> Cond:
+        """`cond` with every entry that has a null value replaced by it: what the unconditional branch sees."""
+        if self.null is None:
+            raise ValueError(
+                "this model has no null condition, so it has no unconditional branch: "
+                'build it with Denoiser(..., null={"label": orn.nets.NULL}) and train with drop={"label": 0.1}'
+            )
+        if not isinstance(cond, Mapping) or not set(self.null) <= set(cond):
+            raise ValueError(f"guidance needs cond with {', '.join(map(repr, self.null))}: got {_named(cond)}")
+        return {**cond, **{name: torch.zeros_like(cond[name]) + value for name, value in self.null.items()}}
+
+
+def _named(cond: Cond) -> str:
+    return f"only {', '.join(map(repr, cond))}" if isinstance(cond, Mapping) and cond else "none"
+
+
+@dataclass(frozen=True)
+class EDMPrecondition:
+    """x0 = c_skip (x - shift) + c_out net(c_in (x - shift), c_noise), with unit-variance input and target.
+
+        s^2 = alpha^2 sigma_data^2 + sigma^2,   c_in = 1/s,   c_skip = alpha sigma_data^2 / s^2,
+        c_out = sigma sigma_data / s,   c_noise = log(sigma/alpha)/4 (its log-SNR clipped to +-20)
+
+    For alpha = 1 these are the paper's; for any other process they are the same in the frame x/alpha.
+
+    Source: Karras et al. 2022 (2206.00364), section 5.
+    """
+
+    sigma_data: float = 0.5
+    predicts: View = "x0"
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data is the standard deviation of the data, positive: got {self.sigma_data}")
+
+    def coefficients(self, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(c_in, c_skip, c_out, c_noise) in float64 on the host."""
+        s = torch.hypot(level.alpha * self.sigma_data, level.sigma)
+        c_noise = -level.log_snr.clamp(-20, 20) / 8
+        return 1 / s, level.alpha * self.sigma_data**2 / s**2, level.sigma * self.sigma_data / s, c_noise
+
+
+class Scaling(nn.Module):
+    """Model units = (user units - mean) / std, stored with the model; mean and std broadcast to (*event)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).clone())
+        if not bool((self.std > 0).all()) or not bool(self.std.isfinite().all()):
+            raise ValueError(f"a scaling's std is positive and finite: got {float(self.std.min()):.6g}")
+
+    @classmethod
+    def of(cls, data: Tensor) -> Scaling:
+        """The scaling that gives `data` mean 0 and standard deviation 1 over all its entries."""
+        return cls(data.mean(), data.std())
+
+    def encode(self, x: Tensor) -> Tensor:
+        """User units to model units."""
+        return (x - self.mean.to(x)) / self.std.to(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units to user units."""
+        return x * self.std.to(x) + self.mean.to(x)
+
+
+class Denoiser(BaseDenoiser):
+    """A network that answers one question about x_t; the library turns the answer into any other.
+
+        answer = net(x, t, cond)                                    read in the view `predicts`, or
+        answer = c_skip x + c_out net(c_in x, c_noise, cond)        with a precondition
+
+    Args:
+        net: called as net(x, t) or, with a condition, net(x, t, cond); t is (batch,) in the dtype of x. It returns a
+            tensor like x, a named tuple for a product process, or a dict of named heads whose first is "main".
+        process: the forward process.
+        predicts: the view that the network was (or will be) trained to answer.
+        precondition: scales around the network; it decides the view that the whole answers.
+        null: values of the condition that stand for "no condition", e.g. {"label": orn.nets.NULL}.
+        scaling: data units; samples leave in the user's.
+        heads: the views of further heads, by name.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | Callable[..., Any],
+        process: Process,
+        predicts: View | None = None,
+        *,
+        precondition: EDMPrecondition | None = None,
+        null: Mapping[str, Any] | None = None,
+        scaling: Scaling | None = None,
+        heads: Mapping[str, View] | None = None,
+    ) -> None:
+        super().__init__()
+        if predicts is None:
+            predicts = precondition.predicts if precondition else "velocity"
+        if predicts not in VIEWS:
+            raise ViewError(f"predicts={predicts!r} is no view: choose from {', '.join(VIEWS)}")
+        if predicts not in process.views:
+            raise ViewError(f"{process!r} has no {predicts}: choose from {', '.join(process.views)}")
+        if precondition is not None and predicts != precondition.predicts:
+            raise ViewError(f"{precondition!r} makes the denoiser predict {precondition.predicts}, not {predicts}")
+        self.net = net
+        self.process = process
+        self.predicts = predicts
+        self.precondition = precondition
+        self.null = null
+        self.scaling = scaling
+        self.heads = heads or {}
+
+    def bind(self, levels: Any, x: State, cond: Cond) -> Sequence[Call]:
+        first = parts(x)[0]
+        rest = () if cond is None else (cond,)
+        pre, net = self.precondition, self.net
+        c_noise = levels.t if pre is None else pre.coefficients(levels)[3]
+        if c_noise.dim() == 1:
+            c_noise = c_noise[:, None]
+        times = c_noise.to(device=first.device, dtype=first.dtype).expand(-1, first.shape[0]).unbind(0)
+
+        def plain(time: Tensor, x: State) -> Output:
+            return net(x, time, *rest)
+
+        if pre is None:
+            return [partial(plain, time) for time in times]
+        c_in, c_skip, c_out, _ = pre.coefficients(levels)
+        process: Any = self.process
+
+        def preconditioned(e: int, x: Tensor) -> Output:
+            shift = process.shift(levels.t[e], cond)
+            centred = x if shift is None else x - shift
+            heads = heads_of(net(broadcast(c_in[e], x) * centred, times[e], *rest))
+            main = broadcast(c_skip[e], x) * centred + broadcast(c_out[e], x) * heads["main"]
+            return {**heads, "main": main} if len(heads) > 1 else main
+
+        return [partial(preconditioned, e) for e in range(len(levels))]

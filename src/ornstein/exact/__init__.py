@@ -1,0 +1,7 @@
+"""Worlds in which everything is known: samples, densities, scores, denoisers, posteriors, flow maps."""
+
+from .empirical import Empirical
+from .mixture import Gaussian, GaussianMixture
+from .world import ExactDenoiser, ExactPrediction, World
+
+__all__ = ["Empirical", "ExactDenoiser", "ExactPrediction", "Gaussian", "GaussianMixture", "World"]

@@ -1,0 +1,9 @@
+"""Small networks F(x, t, cond) to begin with: forward-mode differentiable, `torch.compile`-safe, of any dtype."""
+
+from ornstein.nets.base import Net
+from ornstein.nets.dit import DiT
+from ornstein.nets.embedding import NULL
+from ornstein.nets.mlp import MLP
+from ornstein.nets.unet import UNet
+
+__all__ = ["MLP", "NULL", "DiT", "Net", "UNet"]

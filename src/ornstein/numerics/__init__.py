@@ -1,0 +1,1 @@
+"""Numerical tools that need nothing of the library."""

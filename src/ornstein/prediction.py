@@ -1,0 +1,151 @@
+"""One prediction, every view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from ._types import VIEWS, Cond, State, View
+from .errors import ViewError
+from .numerics.tree import like, parts
+from .processes import GaussianProcess, Level, Process, ProductLevel, broadcast
+
+Output: TypeAlias = Any
+"""What a denoiser's forward returns: a state in the predicted view, or a dict of named heads, "main" first."""
+
+
+def heads_of(output: Output) -> Mapping[str, State]:
+    """The named heads of an output; a plain state is the head "main"."""
+    return output if isinstance(output, Mapping) else {"main": output}
+
+
+class Prediction:
+    """The answer of a denoiser to (x, t), in whichever view one asks for.
+
+        target = c_x (x - shift) + c_p (answer),     (c_x, c_p) = level.conversion(predicts, target)
+
+    Views are formed when first read and kept. `.x0`, `.noise`, `.score`, `.velocity`, `.v` have the shape of the state;
+    one that does not exist at this level raises ViewError. `.head(name)` is the prediction of another named head of the
+    network, and `.output` what came out.
+    """
+
+    def __init__(
+        self,
+        process: GaussianProcess,
+        level: Level,
+        x: Tensor,
+        output: Output,
+        predicts: View,
+        *,
+        cond: Cond = None,
+        heads: Mapping[str, View] | None = None,
+    ) -> None:
+        self.process, self.level, self.x, self.output, self.predicts = process, level, x, output, predicts
+        self.cond, self.heads = cond, heads or {}
+        self._views: dict[View, Tensor] = {}
+
+    @property
+    def x0(self) -> Tensor:
+        """E[x0 | x_t]."""
+        return self.view("x0")
+
+    @property
+    def noise(self) -> Tensor:
+        """E[noise | x_t]."""
+        return self.view("noise")
+
+    @property
+    def score(self) -> Tensor:
+        """grad log p_t(x_t)."""
+        return self.view("score")
+
+    @property
+    def velocity(self) -> Tensor:
+        """dx/dt of the probability flow: E[alpha' x0 + shift' + sigma' noise | x_t]."""
+        return self.view("velocity")
+
+    @property
+    def v(self) -> Tensor:
+        """E[alpha noise - sigma x0 | x_t]."""
+        return self.view("v")
+
+    def view(self, name: View) -> Tensor:
+        """The view called `name`."""
+        if name not in self._views:
+            self._views[name] = self._form(name)
+        return self._views[name]
+
+    def _form(self, name: View) -> Tensor:
+        answer = heads_of(self.output)["main"]
+        assert isinstance(answer, Tensor)
+        if name == self.predicts:
+            return answer
+        c_x, c_p = self.level.conversion(self.predicts, name)
+        x, shift = self.x, self.process.shift(self.level.t, self.cond)
+        if shift is not None:
+            x = x - shift
+            slope = self.process.d_shift(self.level.t, self.cond)
+            if self.predicts == "velocity" and slope is not None:
+                answer = answer - slope
+        view = broadcast(c_x, x) * x + broadcast(c_p, x) * answer
+        if shift is not None and name == "velocity" and slope is not None:
+            view = view + slope
+        return view
+
+    def head(self, name: str) -> Prediction:
+        """The prediction of another head; the one that a head makes is read in its own view."""
+        heads = heads_of(self.output)
+        if name not in heads:
+            raise ViewError(f"this network has no head {name!r}: it returned {', '.join(heads)}")
+        predicts = self.predicts if name == "main" else self.heads.get(name)
+        if predicts is None:
+            raise ViewError(f"head {name!r} is not a view of the state: read it as .output[{name!r}]")
+        return type(self)(self.process, self.level, self.x, heads[name], predicts, cond=self.cond)
+
+
+class ProductPrediction:
+    """The predictions of all components of a state: every view is a named tuple."""
+
+    def __init__(self, state: State, components: list[Prediction]) -> None:
+        self._state, self.components = state, components
+
+    def __getattr__(self, name: str) -> State:
+        if name not in VIEWS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.view(name)
+
+    def view(self, name: View) -> State:
+        """The view called `name` of every component."""
+        return like(self._state, [component.view(name) for component in self.components])
+
+    def head(self, name: str) -> ProductPrediction:
+        """The predictions of another head."""
+        return ProductPrediction(self._state, [component.head(name) for component in self.components])
+
+
+def predict(
+    process: Process,
+    level: Level | ProductLevel,
+    x: State,
+    output: Output,
+    predicts: View,
+    *,
+    cond: Cond = None,
+    heads: Mapping[str, View] | None = None,
+) -> Any:
+    """The prediction that belongs to the space of `process`."""
+    if isinstance(level, Level):
+        assert isinstance(process, GaussianProcess)
+        return Prediction(process, level, x, output, predicts, cond=cond, heads=heads)
+    split: list[dict[str, Tensor]] = [{} for _ in parts(x)]
+    for name, state in heads_of(output).items():
+        for component, tensor in zip(split, parts(state), strict=True):
+            component[name] = tensor
+    processes = process.processes  # type: ignore[attr-defined]
+    components = [
+        Prediction(p, part, xi, out, predicts, cond=cond, heads=heads)
+        for p, part, xi, out in zip(processes, level.components, parts(x), split, strict=True)
+    ]
+    return ProductPrediction(x, components)

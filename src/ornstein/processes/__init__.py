@@ -1,0 +1,30 @@
+"""Forward processes: how data becomes noise."""
+
+from .cosine import Cosine
+from .edm import EDM
+from .flow import Flow
+from .gaussian import Draw, GaussianProcess
+from .level import Level, broadcast
+from .mean_reverting import MeanReverting
+from .product import Product, ProductDraw, ProductLevel
+from .protocol import Process
+from .ve import VE
+from .vp import VP, SubVP
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "Draw",
+    "Flow",
+    "GaussianProcess",
+    "Level",
+    "MeanReverting",
+    "Process",
+    "Product",
+    "ProductDraw",
+    "ProductLevel",
+    "SubVP",
+    "broadcast",
+]

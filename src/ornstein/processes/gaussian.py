@@ -1,0 +1,175 @@
+"""The one process: x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._types import VIEWS, Cond, View
+from ..random import Noise, Seed, as_noise
+from .level import Level, broadcast, holds
+
+
+def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """df/dt at each entry of t, by forward-mode differentiation."""
+    tangent: Tensor = torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+    return tangent
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of a process: the state with the pair and the noise that made it, and every conditional target.
+
+    x, x0, noise (and x1 where the process has two ends) have shape (batch, *event).
+    """
+
+    process: GaussianProcess
+    level: Level
+    x: Tensor
+    x0: Tensor
+    noise: Tensor
+    x1: Tensor | None = None
+    cond: Cond = None
+
+    def target(self, view: View) -> Tensor:
+        """What a network that predicts `view` should answer to this draw: view = a x0 + b noise (+ d shift/dt)."""
+        if view == "x0":
+            return self.x0
+        if view == "noise":
+            return self.noise
+        a, b = self.level.rows(view)
+        target = broadcast(a, self.x0) * self.x0 + broadcast(b, self.noise) * self.noise
+        slope = self.process.d_shift(self.level.t, self.cond) if view == "velocity" else None
+        return target if slope is None else target + slope
+
+
+class GaussianProcess(ABC):
+    """Linear-Gaussian corruption of clean data, for t in [0, 1]: 0 is data, 1 is the end law.
+
+        x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise,     noise ~ N(0, I)
+
+    It is the solution of dx = [f (x - shift) + d shift/dt] dt + g dw with f = alpha'/alpha and
+    g^2 = 2 sigma (alpha sigma' - sigma alpha')/alpha = -sigma^2 d log_snr/dt. A new process writes `alpha` and `sigma`
+    (float64 tensors in, the same shape out; log-SNR must fall), and `shift` if it has one. The rest follows;
+    derivatives come from forward-mode differentiation unless they are given. A process with learned parts also
+    inherits `torch.nn.Module`. Subclasses that are frozen dataclasses print and compare by their parameters.
+
+    Source: Song et al. 2020 (2011.13456); Kingma et al. 2021 (2107.00630); Lipman et al. 2022 (2210.02747).
+    """
+
+    views: tuple[View, ...] = VIEWS
+    """What a network of this process may be asked to predict."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Scale of the data at t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at t."""
+
+    def shift(self, t: Tensor, cond: Cond) -> Tensor | None:
+        """Mean that does not come from x0, (batch, *event), or None. Coefficients of t meet `cond` by `broadcast`."""
+        return None
+
+    def d_shift(self, t: Tensor, cond: Cond) -> Tensor | None:
+        """d shift/dt, or None."""
+        if self.shift(t, cond) is None:
+            return None
+        tangent = torch.func.jvp(lambda s: self.shift(s, cond), (t,), (torch.ones_like(t),))[1]
+        assert isinstance(tangent, Tensor)
+        return tangent
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """d alpha/dt."""
+        return derivative(self.alpha, t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """d sigma/dt."""
+        return derivative(self.sigma, t)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), falling in t; infinite where sigma or alpha is 0."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`, by bisection to the last bit unless a process knows it."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(100):
+            middle = (low + high) / 2
+            above = self.log_snr(middle) > log_snr
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return torch.where(log_snr == torch.inf, low, high)
+
+    def wronskian(self, t: Tensor) -> Tensor:
+        """alpha sigma' - sigma alpha' > 0: the determinant of (state, velocity) in (x0, noise)."""
+        return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f = alpha'/alpha of dx = f (x - shift) dt + ..., finite on the open interval."""
+        return self.d_alpha(t) / self.alpha(t)
+
+    def diffusion2(self, t: Tensor) -> Tensor:
+        """g^2 = 2 sigma (alpha sigma' - sigma alpha') / alpha, finite on the open interval."""
+        return 2 * self.sigma(t) * self.wronskian(t) / self.alpha(t)
+
+    def level(self, t: float | Sequence[float] | Tensor | Level) -> Level:
+        """The level(s) at t, in float64 on the host; times outside [0, 1] are refused.
+
+        Times that already live on an accelerator are evaluated there, in their own precision and unchecked, for
+        samplers whose times depend on the data.
+        """
+        if isinstance(t, Level):
+            return t
+        t = torch.as_tensor(t)
+        if t.device.type == "cpu":
+            t = t.to(torch.float64)
+            if not torch.compiler.is_compiling():
+                _check_times(t)
+        return Level(t, self.alpha(t), self.sigma(t), self.log_snr(t), self.d_alpha(t), self.d_sigma(t))
+
+    def prior(
+        self,
+        shape: Sequence[int],
+        *,
+        seed: Seed | Noise = None,
+        cond: Cond = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """A draw of the end law N(shift(1, cond), sigma(1)^2 I), of shape (batch, *event)."""
+        noise = as_noise(seed, batch=shape[0], dtype=dtype, device=device).normal(shape)
+        end = self.level(1.0)
+        shift = self.shift(end.t, cond)
+        x = end.sigma * noise
+        return x if shift is None else x + shift
+
+    def corrupt(
+        self,
+        x0: Tensor,
+        t: float | Tensor | Level,
+        x1: Tensor | None = None,
+        cond: Cond = None,
+        *,
+        noise: Tensor | None = None,
+        seed: Seed | Noise = None,
+    ) -> Draw:
+        """Draw x_t given x0 (batch, *event) at t, a scalar or (batch,); the noise may be given."""
+        if x1 is not None:
+            raise ValueError(f"{type(self).__name__} has one end of data: x1 belongs to two-sided processes")
+        if noise is None:
+            noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
+        level = self.level(t)
+        x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
+        shift = self.shift(level.t, cond)
+        return Draw(self, level, x if shift is None else x + shift, x0, noise, cond=cond)
+
+
+def _check_times(t: Tensor) -> None:
+    inside = (t >= 0) & (t <= 1)
+    if not holds(inside):
+        raise ValueError(f"t = {float(t[~inside].flatten()[0]):.6g} lies outside [0, 1]: 0 is data, 1 is the end law")

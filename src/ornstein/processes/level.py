@@ -1,0 +1,124 @@
+"""Levels of noise: a time together with everything a linear-Gaussian process knows about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .._types import VIEWS, View
+from ..errors import ViewError
+
+
+@dataclass(frozen=True)
+class Level:
+    """(t, alpha, sigma, log-SNR) and the time derivatives of alpha and sigma, carried together.
+
+    All are float64 tensors on the host and of one shape: () for one level, (batch,) for a level a sample, (E,) or
+    (E, batch) for a grid. `log_snr = log(alpha^2 / sigma^2)`, +-inf where the ratio is. A level is made by
+    `process.level(t)`, and whatever is computed from it is rounded once, when it meets the state.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.t.shape
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: int | slice | None) -> Level:
+        return Level(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def __iter__(self) -> Iterator[Level]:
+        return (self[i] for i in range(len(self)))
+
+    def tile(self, copies: int) -> Level:
+        """The levels (E,) or (E, batch) for a batch repeated `copies` times."""
+        if self.t.dim() < 2:
+            return self
+        return Level(*(getattr(self, field.name).repeat(1, copies) for field in fields(self)))
+
+    def rows(self, view: View) -> tuple[Tensor, Tensor]:
+        """(a, b) with view = a x0 + b noise (to which the velocity of a process with a shift adds d shift/dt).
+
+        x0 (1, 0); noise (0, 1); score (0, -1/sigma); velocity (alpha', sigma'); v (-sigma, alpha).
+        """
+        zero, one = torch.zeros_like(self.t), torch.ones_like(self.t)
+        match view:
+            case "x0":
+                return one, zero
+            case "noise":
+                return zero, one
+            case "score":
+                return zero, -1 / self.sigma
+            case "velocity":
+                return self.d_alpha, self.d_sigma
+            case "v":
+                return -self.sigma, self.alpha
+        raise ViewError(f"no view is called {view!r}: choose from {', '.join(VIEWS)}")
+
+    def conversion(self, source: View, target: View) -> tuple[Tensor, Tensor]:
+        """(c_x, c_p) with target = c_x (x - shift) + c_p source: the 2 x 2 system of (state, source) solved.
+
+        With the rows (alpha, sigma) of the state, (p, q) of the source and (a, b) of the target,
+        c_x = (a q - b p)/D and c_p = (alpha b - sigma a)/D, where D = alpha q - sigma p.
+
+        Raises ViewError where a coefficient is not finite (x0 from noise at alpha = 0, noise from x0 at sigma = 0).
+        """
+        if source == target:
+            return torch.zeros_like(self.t), torch.ones_like(self.t)
+        (p, q), (a, b) = self.rows(source), self.rows(target)
+        determinant = self.alpha * q - self.sigma * p
+        c_x, c_p = (a * q - b * p) / determinant, (self.alpha * b - self.sigma * a) / determinant
+        if not torch.compiler.is_compiling():
+            finite = c_x.isfinite() & c_p.isfinite()
+            if not holds(finite):
+                t, log_snr = (float(v[~finite].flatten()[0]) for v in (self.t, self.log_snr))
+                raise ViewError(
+                    f"{target} cannot be formed from {source} at t = {t:.6g} (log-SNR {log_snr:.4g}): start or end a "
+                    "little inside, or predict another view (velocity and v reach further)"
+                )
+        return c_x, c_p
+
+    def condition(self, source: View, target: View) -> Tensor:
+        """The condition number of a conversion: how many roundings of the inputs the answer may carry, relative to the
+        root mean square of the target, for x0 and noise of unit variance."""
+        if source == target:
+            return torch.ones_like(self.t)
+        (p, q), (a, b) = self.rows(source), self.rows(target)
+        determinant = (self.alpha * q - self.sigma * p).abs()
+        from_x = ((a * q).abs() + (b * p).abs()) * torch.hypot(self.alpha, self.sigma)
+        from_p = ((self.alpha * b).abs() + (self.sigma * a).abs()) * torch.hypot(p, q)
+        return (from_x + from_p) / (determinant * torch.hypot(a, b))
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether a condition holds everywhere; under vmap, where no value may be looked at, it is taken to hold."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return True
+
+
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient () or (batch,) in the shape in which it multiplies the state x (batch, *event).
+
+    A scalar stays on the host: torch takes it into any kernel without a transfer and without promoting the state.
+    """
+    if coefficient.dim() == 0:
+        return coefficient
+    if coefficient.dim() != 1 or coefficient.shape[0] not in (1, x.shape[0]):
+        raise ValueError(
+            f"a time is a scalar or has one value a sample: got shape {tuple(coefficient.shape)} "
+            f"for a batch of {x.shape[0]}"
+        )
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.dim() - 1))

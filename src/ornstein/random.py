@@ -1,0 +1,105 @@
+"""Seeds and streams of noise: every random number has a name that the caller can say again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Seed: TypeAlias = int | torch.Generator | Sequence[int] | Tensor | None
+
+_BLOCK = 8  # registers drawn at once for per-sample seeds; part of the stream's definition, never change it
+
+
+def derive(seed: int, *path: int | str) -> int:
+    """A child seed of 63 bits, the same on every machine: `derive(seed, "batch", step)` names one stateless stream."""
+    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int | torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on `device` from a seed (a generator is returned as it is; None draws a fresh seed)."""
+    if isinstance(seed, torch.Generator):
+        return seed
+    made = torch.Generator(device=device)
+    made.manual_seed(fresh_seed() if seed is None else seed)
+    return made
+
+
+def fresh_seed() -> int:
+    """A seed drawn from torch's global generator, so that `torch.manual_seed` governs runs without a seed."""
+    return int(torch.randint(2**62, ()).item())
+
+
+class Noise:
+    """A stream of standard normal tensors for one run.
+
+    Numbers are drawn in float32 and then cast, so that a float32 run and its float64 twin share their noise.
+
+    Args:
+        seed: an int or a `torch.Generator` (one stream for the batch, drawn on its device), a sequence or 1-D integer
+            tensor with one seed a sample (each sample's numbers then depend on its own seed alone, bit for bit,
+            whatever the batch; drawn on the host in blocks), or None (a fresh seed, readable as `.seed`).
+        batch: number of samples; must match per-sample seeds.
+        dtype, device: of the tensors returned.
+    """
+
+    def __init__(
+        self, seed: Seed = None, *, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
+        if seed is None:
+            seed = fresh_seed()
+        if isinstance(seed, Tensor) and seed.dim() == 0:
+            seed = int(seed)
+        if isinstance(seed, (int, torch.Generator)):
+            self.seed: int | torch.Generator | tuple[int, ...] = seed
+            self._start = seed.get_state() if isinstance(seed, torch.Generator) else None
+        else:
+            seeds = tuple(int(s) for s in (seed.tolist() if isinstance(seed, Tensor) else seed))
+            if len(seeds) != batch:
+                raise ValueError(f"{len(seeds)} per-sample seeds for a batch of {batch}: give one seed a sample")
+            self.seed = seeds
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Return to the beginning of the stream: the same calls then give the same numbers."""
+        if isinstance(self.seed, torch.Generator):
+            assert self._start is not None
+            self.seed.set_state(self._start)
+            self._generator = self.seed
+        elif isinstance(self.seed, int):
+            self._generator = generator(self.seed, self.device)
+        # per-sample streams: one for each event shape, [generators, current block, next row]
+        self._streams: dict[tuple[int, ...], tuple[list[torch.Generator], list[Tensor]]] = {}
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers of `shape` = (batch, *event)."""
+        shape = tuple(shape)
+        if shape[0] != self.batch:
+            raise ValueError(f"noise of shape {shape} asked of a stream for a batch of {self.batch}")
+        if isinstance(self.seed, tuple):
+            drawn = self._per_sample(shape[1:])
+        else:
+            drawn = torch.randn(shape, generator=self._generator, device=self._generator.device)
+        return drawn.to(device=self.device, dtype=self.dtype)
+
+    def _per_sample(self, event: tuple[int, ...]) -> Tensor:
+        if event not in self._streams:
+            assert isinstance(self.seed, tuple)
+            self._streams[event] = ([generator(s) for s in self.seed], [])
+        generators, rows = self._streams[event]
+        if not rows:
+            block = torch.stack([torch.randn(_BLOCK, *event, generator=g) for g in generators], dim=1)
+            rows.extend(reversed(block.unbind(0)))
+        return rows.pop()
+
+
+def as_noise(
+    seed: Seed | Noise, *, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Noise:
+    """`seed` as a stream; a stream is passed through."""
+    return seed if isinstance(seed, Noise) else Noise(seed, batch=batch, dtype=dtype, device=device)

@@ -1,0 +1,88 @@
+"""DDIM, deterministic to ancestral."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from ..processes import Level
+from .solver import Solver
+from .table import Writer
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    """x_s = alpha_s x0 + sqrt(sigma_s^2 - std^2) noise + std z,    std = eta sigma_(s|t)
+
+    with sigma_(s|t)^2 = sigma_s^2 (1 - SNR_t/SNR_s), the variance of x_s given x_t and x0 in the forward process. With
+    noise = (x - alpha_t x0)/sigma_t no coefficient divides by alpha. eta = 0 follows the probability flow (order 1,
+    exact for constant x0); eta = 1 is ancestral sampling. eta may exceed 1 while std <= sigma_s.
+
+    Source: Song, Meng, Ermon 2020, "Denoising Diffusion Implicit Models" (2010.02502), equation 12.
+    """
+
+    eta: float = 0.0
+    exact_for_constant = True
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise ValueError(f"eta={self.eta}: 0 is deterministic, 1 ancestral; it is not negative")
+
+    def write(self, table: Writer, grid: Level) -> None:
+        x = table.state
+        for t, s in pairwise(grid):
+            p = table.evaluate(x, t)
+            if self.eta > 0 and bool((s.t > t.t).any()):
+                raise ValueError(f"eta={self.eta} adds the noise of a reversed step: inversion needs eta=0")
+            std = self.eta * s.sigma * torch.sqrt(-torch.expm1(-(s.log_snr - t.log_snr).clamp(min=0)))
+            std = torch.where(s.sigma == 0, torch.zeros_like(std), std)
+            if bool((std > s.sigma).any()):
+                raise ValueError(f"eta={self.eta} asks for more noise than the level holds: std {float(std.max()):.4g}")
+            left = torch.sqrt(s.sigma**2 - std**2) / t.sigma
+            value = left * x + (s.alpha - left * t.alpha) * p.x0
+            if self.eta > 0 and bool((std > 0).any()):
+                value = value + std * table.noise(t, s)
+            x = table.step(value, s)
+
+
+@dataclass(frozen=True)
+class DDPM(Solver):
+    """x_s ~ N(mean, std^2): the forward process's law of x_s given x_t and x0, with the predicted x0.
+
+        mean = (alpha_ts sigma_s^2/sigma_t^2) x + (alpha_s sigma_ts^2/sigma_t^2) x0
+        alpha_ts = alpha_t/alpha_s,   sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2
+        std^2 = sigma_ts^2 sigma_s^2/sigma_t^2 ("posterior"), or sigma_ts^2 ("forward")
+
+    The two variances are those of the paper (its beta-tilde and beta), the right ones for data at a point and for
+    standard normal data. The mean and the first std are DDIM's with eta = 1.
+
+    Source: Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (2006.11239).
+    """
+
+    variance: str = "posterior"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("posterior", "forward"):
+            raise ValueError(f"variance={self.variance!r}: choose posterior or forward")
+
+    @property
+    def exact_for_constant(self) -> bool:  # type: ignore[override]
+        return self.variance == "posterior"
+
+    def write(self, table: Writer, grid: Level) -> None:
+        x = table.state
+        for t, s in pairwise(grid):
+            if bool((s.t > t.t).any()):
+                raise ValueError("ancestral sampling runs from noise to data: this grid rises")
+            p = table.evaluate(x, t)
+            alpha_ts = t.alpha / s.alpha
+            # sigma_ts^2/sigma_t^2 = 1 - SNR_t/SNR_s
+            fresh = -torch.expm1(t.log_snr - s.log_snr)
+            kept = (s.sigma / t.sigma) ** 2
+            value = alpha_ts * kept * x + s.alpha * fresh * p.x0
+            std = t.sigma * torch.sqrt(fresh * (kept if self.variance == "posterior" else torch.ones_like(kept)))
+            if bool((s.sigma > 0).any()):
+                value = value + std * table.noise(t, s)
+            x = table.step(value, s)

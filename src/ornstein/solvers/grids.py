@@ -1,0 +1,154 @@
+"""Time grids: the levels that a solver visits."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..processes import GaussianProcess, Level, Process, ProductLevel
+
+
+class Grid(ABC):
+    """A rule for placing N + 1 times, falling from the end law to data; the last one is t = 0 exactly.
+
+    `grid(process, steps=N)` returns a `Level` of shape (N + 1,). Frozen dataclasses, so that they print their
+    defaults. For a product process the times are placed by its first component.
+    """
+
+    @abstractmethod
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        """The N + 1 falling times, float64."""
+
+    def __call__(self, process: Process, steps: int) -> Any:
+        if steps < 1:
+            raise ValueError(f"steps={steps}: a grid has at least one step")
+        first: Any = getattr(process, "processes", (process,))[0]
+        grid = process.level(self.times(first, steps))
+        check_grid(grid)
+        return grid
+
+
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """t_i = start + (end - start) i/N."""
+
+    start: float = 1.0
+    end: float = 0.0
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        return torch.linspace(self.start, self.end, steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    """t_i = (sqrt(start) + (sqrt(end) - sqrt(start)) i/N)^2: denser near data.
+
+    Source: Song, Meng, Ermon 2020 (2010.02502), appendix D.
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        return torch.linspace(math.sqrt(self.start), math.sqrt(self.end), steps + 1, dtype=torch.float64) ** 2
+
+
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """N levels with equal steps of log-SNR, from t = 1 to `end`, and one exact step from there to data.
+
+    start, end: log-SNR levels. By default the grid starts at t = 1; where the log-SNR there is below `deepest`, t = 1
+    takes the place of the level `deepest`, and the first step, of infinite log-SNR, is exact for what the state holds
+    then, which is noise but for a part alpha/sigma = e^(deepest/2). `to_data=False` ends at `end`, where noise of
+    sigma/alpha = e^(-end/2) is left; it has N + 1 finite levels. A `start` of one's own needs `x_init`.
+
+    Source: Lu et al. 2022 (2206.00927), which leaves the last step out.
+    """
+
+    start: float | None = None
+    end: float = 9.0
+    deepest: float = -8.0
+    to_data: bool = True
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        start = self.start if self.start is not None else max(_log_snr(process, 1.0), self.deepest)
+        to_data = self.to_data and _log_snr(process, 0.0) > self.end
+        if not start < self.end:
+            raise ValueError(f"{self!r} starts at log-SNR {start:.4g}, not below its end")
+        levels = torch.linspace(start, self.end, steps + (not to_data), dtype=torch.float64)
+        return _with_ends(process.time(levels), self.start is None, to_data)
+
+
+@dataclass(frozen=True)
+class Karras(Grid):
+    """s_i = (s_max^(1/rho) + i/(N-1) (s_min^(1/rho) - s_max^(1/rho)))^rho for s = sigma/alpha, and t_N = 0.
+
+    s is the noise level in the frame x/alpha, so that the grid serves every process. s_max is by default the process's
+    own at t = 1; where that is over 80, t = 1 takes the place of the level 80, as in `LogSNR`.
+
+    Source: Karras et al. 2022 (2206.00364), equation 5.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float | None = None
+    rho: float = 7.0
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        own = math.exp(-_log_snr(process, 1.0) / 2)
+        largest = self.sigma_max if self.sigma_max is not None else min(own, 80.0)
+        if not 0 < self.sigma_min < largest:
+            raise ValueError(f"Karras needs 0 < sigma_min < sigma_max: got {self.sigma_min}, {largest:.4g}")
+        a, b = largest ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+        return _with_ends(process.time(-2 * self.rho * torch.log(a + ramp * (b - a))), self.sigma_max is None, True)
+
+
+def _log_snr(process: GaussianProcess, t: float) -> float:
+    return float(process.log_snr(torch.tensor(t, dtype=torch.float64)))
+
+
+def _with_ends(times: Tensor, from_end_law: bool, to_data: bool) -> Tensor:
+    if from_end_law:
+        times = times.clone()
+        times[0] = 1.0
+    return torch.cat([times, times.new_zeros(1)]) if to_data else times
+
+
+def check_grid(grid: Level | ProductLevel) -> None:
+    """Refuse a grid that is too short, repeats a time, or turns back."""
+    t = grid.t
+    if t.dim() == 0 or len(t) < 2:
+        raise ValueError(f"a grid has at least two times: got shape {tuple(t.shape)}")
+    change = t.diff(dim=0)
+    if not bool(((change < 0).all(0) | (change > 0).all(0)).all()):
+        flat = t.reshape(len(t), -1)
+        column = int((~((change < 0).all(0) | (change > 0).all(0))).reshape(-1).nonzero()[0])
+        times = flat[:, column]
+        rise = times.diff() * torch.sign(times[-1] - times[0])
+        i = int((rise <= 0).nonzero()[0])
+        raise ValueError(
+            f"times must be strictly monotone: t[{i}] = {float(times[i]):.6g} is followed by "
+            f"t[{i + 1}] = {float(times[i + 1]):.6g}"
+        )
+
+
+def as_grid(
+    grid: Grid | Level | ProductLevel | Tensor | Sequence[float], process: Process, default_steps: int = 20
+) -> Callable[[int | None], Any]:
+    """A function from a number of steps (None for the default) to levels; given times know their own number."""
+    if isinstance(grid, Grid):
+        return lambda steps: grid(process, steps=default_steps if steps is None else steps)
+    levels = process.level(torch.as_tensor(grid) if isinstance(grid, (list, tuple)) else grid)
+
+    def fixed(steps: int | None) -> Any:
+        if steps is not None and steps != len(levels) - 1:
+            raise ValueError(f"these times make {len(levels) - 1} steps: steps={steps} does not fit")
+        return levels
+
+    return fixed

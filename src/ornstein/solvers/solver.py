@@ -1,0 +1,74 @@
+"""A solver is a small compiler: from a process and a grid it writes a table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from ..denoiser import BaseDenoiser
+from ..processes import Level, Process, ProductLevel
+from .grids import check_grid
+from .loop import levels_of
+from .table import ProductTable, Table, Writer
+
+
+class Solver(ABC):
+    """The base of fixed-step solvers. A subclass is a frozen dataclass of its options and writes one method, `write`.
+
+    `write(table, grid)` states the method as the paper does, in expressions of registers, views and noises; grid is a
+    `Level` of shape (N+1,) and grid[i] has t, alpha, sigma, log_snr and the derivatives. States are centred by the
+    process's shift. `exact_for_constant` declares that a denoiser whose x0 does not depend on x is followed exactly,
+    by its law where the solver is stochastic.
+    """
+
+    exact_for_constant: ClassVar[bool] = False
+
+    @abstractmethod
+    def write(self, table: Writer, grid: Level) -> None:
+        """Write all steps from grid[0] to grid[-1]."""
+
+    def compile(self, process: Process, grid: Level | ProductLevel) -> Table | ProductTable:
+        """The table for a process, on a grid made by `grid(process, steps=...)` or `process.level(times)`."""
+        if isinstance(grid, ProductLevel):
+            return compile_table([self] * len(grid.components), process, grid)
+        check_grid(grid)
+        table = Writer(repr(self), grid[0])
+        self.write(table, grid)
+        return table.table()
+
+
+def compile_table(
+    solver: Solver | Sequence[Solver], process: Process, grid: Level | ProductLevel
+) -> Table | ProductTable:
+    """The table of a solver, or of one solver for each component of a product process."""
+    if isinstance(solver, Solver):
+        return solver.compile(process, grid)
+    processes: tuple[Any, ...] = getattr(process, "processes", ())
+    if not isinstance(grid, ProductLevel) or len(solver) != len(processes):
+        raise ValueError(f"{len(solver)} solvers for {process!r}: give one, or one for each of its components")
+    tables = [s.compile(p, g) for s, p, g in zip(solver, processes, grid.components, strict=True)]
+    return ProductTable(tuple(component for table in tables for component in table.components))
+
+
+def steps_within(
+    nfe: int,
+    solver: Solver | Sequence[Solver],
+    denoiser: BaseDenoiser,
+    grid: Callable[[int | None], Level | ProductLevel],
+) -> int:
+    """The largest number of steps whose evaluations, as this denoiser counts them, stay within `nfe`."""
+
+    def cost(steps: int) -> int:
+        return sum(denoiser.cost(levels_of(compile_table(solver, denoiser.process, grid(steps)))))
+
+    fits, step = 0, 1
+    while cost(fits + step) <= nfe:
+        fits, step = fits + step, 2 * step
+    while step > 1:
+        step //= 2
+        if cost(fits + step) <= nfe:
+            fits += step
+    if fits == 0:
+        raise ValueError(f"nfe={nfe} is too few: one step of {solver!r} takes {cost(1)} evaluations")
+    return fits

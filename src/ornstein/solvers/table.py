@@ -1,0 +1,477 @@
+"""A sampler is a table: a causal linear program over registers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._types import View
+from ..errors import TableError
+from ..io.atomic import atomic_write
+from ..processes import Level, Process, ProductLevel
+
+Coefficient: TypeAlias = float | Tensor
+"""A float64 scalar; or a tensor: 0-d (live, with a gradient), (batch,) (per-sample times), or any shape that
+broadcasts to (batch, *event)."""
+
+FORMAT = 1
+
+
+class _Linear:
+    """The algebra in which solvers are written: sums of atoms with coefficients."""
+
+    def terms(self) -> dict[Atom, Coefficient]:
+        raise NotImplementedError
+
+    def __add__(self, other: _Linear) -> Expression:
+        total = dict(self.terms())
+        for atom, c in other.terms().items():
+            total[atom] = total[atom] + c if atom in total else c
+        return Expression(total)
+
+    def __mul__(self, c: Coefficient) -> Expression:
+        return Expression({atom: c * own for atom, own in self.terms().items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, c: Coefficient) -> Expression:
+        return self * (1 / c)
+
+    def __neg__(self) -> Expression:
+        return self * -1.0
+
+    def __sub__(self, other: _Linear) -> Expression:
+        return self + -other
+
+
+@dataclass(frozen=True, eq=False)
+class Expression(_Linear):
+    """A sum of coefficients times registers, views of evaluations and noises."""
+
+    summands: dict[Atom, Coefficient]
+
+    def terms(self) -> dict[Atom, Coefficient]:
+        return self.summands
+
+
+class _Atom(_Linear):
+    def terms(self) -> dict[Atom, Coefficient]:
+        return {self: 1.0}  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class Register(_Atom):
+    """r_i: a state, or an auxiliary value."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"r{self.index}"
+
+
+@dataclass(frozen=True)
+class Output(_Atom):
+    """P[e, view]: one view of one head of evaluation e. The view "raw" is the head as it came."""
+
+    evaluation: int
+    view: View | str
+    head: str = "main"
+
+    def __str__(self) -> str:
+        return f"{self.view}(e{self.evaluation}{'' if self.head == 'main' else ', ' + self.head})"
+
+
+@dataclass(frozen=True)
+class Gaussian(_Atom):
+    """z_l: standard normal numbers; the same atom again is the same noise again."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"z{self.index}"
+
+
+Atom: TypeAlias = Register | Output | Gaussian
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """P[e, .] = evaluate(r_i, tau): the views are formed at tau, which may differ from the register's time."""
+
+    index: int
+    register: int
+    level: Level
+    head_name: str = "main"
+
+    def view(self, name: View | str) -> Output:
+        return Output(self.index, name, self.head_name)
+
+    @property
+    def x0(self) -> Output:
+        return self.view("x0")
+
+    @property
+    def noise(self) -> Output:
+        return self.view("noise")
+
+    @property
+    def score(self) -> Output:
+        return self.view("score")
+
+    @property
+    def velocity(self) -> Output:
+        return self.view("velocity")
+
+    @property
+    def v(self) -> Output:
+        return self.view("v")
+
+    @property
+    def raw(self) -> Output:
+        return self.view("raw")
+
+    def head(self, name: str) -> Evaluation:
+        """The same evaluation, read at another head."""
+        return Evaluation(self.index, self.register, self.level, name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One register and how it is made; the first row is the initial state and has no terms."""
+
+    terms: Mapping[Atom, Coefficient]
+    level: Level | None
+    on_grid: bool
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a noise covers: (start, end) on a named clock, so that Brownian paths can be shared across step counts."""
+
+    clock: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A fixed-step sampler as numbers.
+
+        r_m = sum_i A[m,i] r_i + sum_{e,view} B[m,e,view] P[e,view] + sum_l C[m,l] z_l,    P[e,.] = evaluate(r_i, tau_e)
+
+    in coordinates centred by the process's shift. `rows[m]` holds the coefficients of register m (register 0 is the
+    initial state), `order` says when each row ("row", m) and evaluation ("evaluate", e) happens. Made by
+    `solver.compile(process, grid)`; printed by `str`, saved by `.save(path)`, read by `Table.load(path)`. A component
+    of a product process has a table of its own: see `ProductTable`.
+
+    Raises TableError if the program is not causal or a coefficient is not finite.
+    """
+
+    solver: str
+    rows: tuple[Row, ...]
+    evaluations: tuple[Evaluation, ...]
+    noises: tuple[Interval, ...]
+    order: tuple[tuple[str, int], ...]
+
+    def __post_init__(self) -> None:
+        made: set[Atom] = {Register(0)}
+        evaluated: set[int] = set()
+        for kind, index in self.order:
+            if kind == "evaluate":
+                if Register(self.evaluations[index].register) not in made:
+                    raise TableError(f"{self.solver}: evaluation e{index} reads a register that is not made yet")
+                evaluated.add(index)
+                continue
+            for atom, c in self.rows[index].terms.items():
+                if not bool(torch.as_tensor(c).detach().isfinite().all()):
+                    raise TableError(f"{self.solver}: the coefficient of {atom} in r{index} is {c}")
+                known = atom.evaluation in evaluated if isinstance(atom, Output) else atom in made
+                if not known and not isinstance(atom, Gaussian):
+                    raise TableError(f"{self.solver}: row r{index} reads {atom} before it is made")
+            made.add(Register(index))
+
+    @property
+    def components(self) -> tuple[Table, ...]:
+        return (self,)
+
+    @property
+    def start(self) -> Level:
+        """The level of the initial state."""
+        level = self.rows[0].level
+        assert level is not None
+        return level
+
+    @property
+    def end(self) -> Level:
+        """The level of the last state."""
+        level = self.rows[-1].level
+        assert level is not None
+        return level
+
+    @property
+    def steps(self) -> int:
+        return sum(row.on_grid for row in self.rows) - 1
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the denoiser."""
+        return len(self.evaluations)
+
+    @property
+    def nonzeros(self) -> int:
+        """Coefficients in all rows."""
+        return sum(len(row.terms) for row in self.rows)
+
+    def check_process(self, process: Process) -> None:
+        """Refuse a process whose levels are not those that the table was written for."""
+        levels = [row.level for row in self.rows if row.level is not None] + [e.level for e in self.evaluations]
+        ours = [torch.stack([getattr(level, name) for level in levels]) for name in ("t", "alpha", "sigma")]
+        theirs = process.level(ours[0])
+        if not isinstance(theirs, Level):
+            raise TableError(f"this table ({self.solver}) is for one component, {process!r} has several")
+        for name, own in zip(("alpha", "sigma"), ours[1:], strict=True):
+            other = getattr(theirs, name)
+            wrong = (own - other).abs() > 1e-9 * (own.abs() + other.abs())
+            if bool(wrong.any()):
+                t = float(ours[0][wrong].flatten()[0])
+                raise TableError(
+                    f"this table ({self.solver}) was compiled for another process than {process!r}: at t = {t:.4g} "
+                    f"it has {name} = {float(own[wrong].flatten()[0]):.6g}, the process "
+                    f"{float(other[wrong].flatten()[0]):.6g}: compile it again"
+                )
+
+    def __str__(self) -> str:
+        lines = [f"{self.solver}: {self.steps} steps, {self.nfe} evaluations"]
+        for kind, index in self.order:
+            if kind == "evaluate":
+                e = self.evaluations[index]
+                lines.append(f"  e{index} = evaluate(r{e.register}, t={_show(e.level.t)})")
+            else:
+                row = self.rows[index]
+                sum_ = " ".join(f"{_show(c, '+')} {atom}" for atom, c in row.terms.items()) or "0"
+                time = "" if row.level is None else f"   at t={_show(row.level.t)}"
+                lines.append(f"  r{index} = {sum_}{time}")
+        return "\n".join(lines)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the table as JSON, exactly and atomically."""
+        atomic_write(Path(path), json.dumps(self.to_json(), indent=1).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": "ornstein-table",
+            "version": FORMAT,
+            "solver": self.solver,
+            "rows": [
+                {
+                    "terms": [[*_atom_json(atom), _number_json(c)] for atom, c in row.terms.items()],
+                    "level": _level_json(row.level),
+                    "on_grid": row.on_grid,
+                }
+                for row in self.rows
+            ],
+            "evaluations": [{"register": e.register, "level": _level_json(e.level)} for e in self.evaluations],
+            "noises": [[n.clock, _number_json(n.start), _number_json(n.end)] for n in self.noises],
+            "order": [list(item) for item in self.order],
+        }
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Table | ProductTable:
+        """Read a table that `.save` wrote."""
+        try:
+            data = json.loads(Path(path).read_bytes())
+        except ValueError as error:
+            raise TableError(f"{path} is not a table of this library, or is damaged: {error}") from error
+        if not isinstance(data, dict) or data.get("format") not in ("ornstein-table", "ornstein-product-table"):
+            raise TableError(f"{path} is not a table of this library")
+        if data["version"] > FORMAT:
+            raise TableError(f"{path} has table format {data['version']}, this version reads up to {FORMAT}: upgrade")
+        try:
+            if data["format"] == "ornstein-product-table":
+                return ProductTable(tuple(cls.from_json(part) for part in data["components"]))
+            return cls.from_json(data)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise TableError(f"{path} is a damaged table: {error}") from error
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Table:
+        rows = tuple(
+            Row(
+                {_atom_from(kind, ident): _number_from(c) for kind, ident, c in row["terms"]},
+                _level_from(row["level"]),
+                row["on_grid"],
+            )
+            for row in data["rows"]
+        )
+        evaluations = []
+        for index, e in enumerate(data["evaluations"]):
+            level = _level_from(e["level"])
+            assert level is not None
+            evaluations.append(Evaluation(index, e["register"], level))
+        noises = tuple(Interval(n[0], float(n[1]), float(n[2])) for n in data["noises"])
+        return cls(data["solver"], rows, tuple(evaluations), noises, tuple((k, i) for k, i in data["order"]))
+
+
+@dataclass(frozen=True)
+class ProductTable:
+    """One table for each component of a product process; all share the evaluations."""
+
+    components: tuple[Table, ...]
+
+    def __post_init__(self) -> None:
+        first = self.components[0]
+        for other in self.components[1:]:
+            same_times = all(
+                torch.equal(a.level.t, b.level.t) and a.register == b.register
+                for a, b in zip(first.evaluations, other.evaluations, strict=False)
+            )
+            if first.order != other.order or not same_times:
+                raise TableError(
+                    f"{first.solver} and {other.solver} cannot share evaluations: "
+                    "they read different registers or times"
+                )
+
+    @property
+    def start(self) -> ProductLevel:
+        return ProductLevel(tuple(table.start for table in self.components))
+
+    @property
+    def end(self) -> ProductLevel:
+        return ProductLevel(tuple(table.end for table in self.components))
+
+    @property
+    def solver(self) -> str:
+        return " x ".join(table.solver for table in self.components)
+
+    @property
+    def steps(self) -> int:
+        return self.components[0].steps
+
+    @property
+    def nfe(self) -> int:
+        return self.components[0].nfe
+
+    @property
+    def nonzeros(self) -> int:
+        return sum(table.nonzeros for table in self.components)
+
+    def check_process(self, process: Process) -> None:
+        """Refuse a process whose components are not those that the tables were written for."""
+        processes = getattr(process, "processes", ())
+        if len(processes) != len(self.components):
+            raise TableError(f"a table for {len(self.components)} components does not fit {process!r}")
+        for table, component in zip(self.components, processes, strict=True):
+            table.check_process(component)
+
+    def __str__(self) -> str:
+        return "\n".join(str(table) for table in self.components)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the tables as one JSON file, exactly and atomically."""
+        parts = [table.to_json() for table in self.components]
+        data = {"format": "ornstein-product-table", "version": FORMAT, "components": parts}
+        atomic_write(Path(path), json.dumps(data, indent=1).encode())
+
+
+@dataclass
+class Writer:
+    """What a solver writes its table with: `evaluate`, `noise`, `register` and `step`, in the order they happen."""
+
+    solver: str
+    start: Level
+    _rows: list[Row] = field(init=False)
+    _evaluations: list[Evaluation] = field(default_factory=list, init=False)
+    _noises: list[Interval] = field(default_factory=list, init=False)
+    _order: list[tuple[str, int]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._rows = [Row({}, self.start, True)]
+
+    @property
+    def state(self) -> Register:
+        """The initial state."""
+        return Register(0)
+
+    def evaluate(self, register: Register, level: Level) -> Evaluation:
+        """Evaluate the denoiser on a register, at a level."""
+        self._evaluations.append(Evaluation(len(self._evaluations), register.index, level))
+        self._order.append(("evaluate", len(self._evaluations) - 1))
+        return self._evaluations[-1]
+
+    def noise(self, start: Level, end: Level) -> Gaussian:
+        """Fresh standard normal numbers for the interval between two levels, on the clock t."""
+        self._noises.append(Interval("t", *(float(level.t.reshape(-1)[0]) for level in (start, end))))
+        return Gaussian(len(self._noises) - 1)
+
+    def register(self, value: _Linear, level: Level | None = None, *, on_grid: bool = False) -> Register:
+        """A new register: a stage (a state at a level between the grid's points), or auxiliary (no level)."""
+        terms = {atom: _plain(c) for atom, c in value.terms().items()}
+        self._rows.append(Row({a: c for a, c in terms.items() if not _is_zero(c)}, level, on_grid))
+        self._order.append(("row", len(self._rows) - 1))
+        return Register(len(self._rows) - 1)
+
+    def step(self, value: _Linear, level: Level) -> Register:
+        """A new register that is the state at the next point of the grid."""
+        return self.register(value, level, on_grid=True)
+
+    def table(self) -> Table:
+        return Table(self.solver, tuple(self._rows), tuple(self._evaluations), tuple(self._noises), tuple(self._order))
+
+
+def _plain(c: Coefficient) -> Coefficient:
+    return float(c) if not isinstance(c, Tensor) or (c.dim() == 0 and not c.requires_grad) else c
+
+
+def _is_zero(c: Coefficient) -> bool:
+    return isinstance(c, float) and c == 0
+
+
+def _show(c: Coefficient, sign: str = "") -> str:
+    if isinstance(c, float) or c.dim() == 0:
+        return f"{float(c):{sign}.6g}"
+    return f"[{tuple(c.shape)}]"
+
+
+def _atom_json(atom: Atom) -> list[Any]:
+    if isinstance(atom, Output):
+        return ["P", [atom.evaluation, atom.view, atom.head]]
+    return ["r" if isinstance(atom, Register) else "z", [atom.index]]
+
+
+def _atom_from(kind: str, ident: list[Any]) -> Atom:
+    return Output(*ident) if kind == "P" else (Register if kind == "r" else Gaussian)(*ident)
+
+
+def _number_json(c: Coefficient) -> Any:
+    value = c.detach().tolist() if isinstance(c, Tensor) else c
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number_from(value: Any) -> Coefficient:
+    return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else float(value)
+
+
+def _level_json(level: Level | None) -> list[Any] | None:
+    if level is None:
+        return None
+    if level.shape == ():
+        return [_number_json(getattr(level, f.name)) for f in fields(level)]
+    return [[_number_json(v) for v in getattr(level, f.name)] for f in fields(level)]
+
+
+def _level_from(data: list[Any] | None) -> Level | None:
+    if data is None:
+        return None
+    return Level(*(torch.tensor(_floats(values), dtype=torch.float64) for values in data))
+
+
+def _floats(value: Any) -> Any:
+    return [float(v) for v in value] if isinstance(value, list) else float(value)
