@@ -55,7 +55,6 @@ def condition(process: GaussianProcess, batch: int, event: tuple[int, ...]) -> d
 def state(world: World, process: GaussianProcess, t: Any, batch: int = 5) -> tuple[Tensor, dict[str, Tensor] | None]:
     cond = condition(process, batch, tuple(world.event))
     x0 = world.sample(batch, seed=5)
-    assert isinstance(x0, Tensor)
     return process.corrupt(x0, t, cond=cond, noise=randn(*x0.shape, seed=6)).x, cond
 
 
@@ -73,7 +72,7 @@ def test_everything_in_one_dimension_by_quadrature(process: GaussianProcess):
     mu, std = torch.tensor([-1.3, 0.2, 2.0], dtype=F64), torch.tensor([0.3, 0.6, 0.15], dtype=F64)
     world = GaussianMixture(mu[:, None], std, WEIGHTS)
     law = MixtureSameFamily(Categorical(WEIGHTS), Normal(mu, std))
-    # The trapezoidal rule is exact to rounding for analytic integrands that die out; sigma >= 0.03 has 40 nodes a width.
+    # The trapezoidal rule is exact to rounding for analytic integrands that die out; no width is below 40 nodes.
     grid = torch.linspace(-7, 8, 20_001, dtype=F64)
     for log_snr in (4.0, 0.5, -3.0):
         t = float(process.time(torch.tensor(log_snr, dtype=F64)))
@@ -99,10 +98,10 @@ def test_everything_in_one_dimension_by_quadrature(process: GaussianProcess):
 @pytest.mark.parametrize("kind", ["mixture", "empirical"])
 def test_density_integrates_to_one(kind: str):
     """Step h under Gaussians no narrower than s: the rule's error is exp(-2 (pi s / h)^2), here below 1e-15."""
-    for d, n in ((1, 2001), (2, 401)):
+    for d, n in ((1, 2001), (2, 601)):
         world: World = Empirical(randn(5, d)) if kind == "empirical" else GaussianMixture(randn(3, d), covs=psd(3, d))
         process, t = VP(), 0.3
-        axis = torch.linspace(-9, 9, n, dtype=F64)
+        axis = torch.linspace(-15, 15, n, dtype=F64)
         points = torch.cartesian_prod(*[axis] * d).reshape(-1, d)
         for arguments in ((process, t), () if kind == "mixture" else (process, 0.5)):
             total = world.log_prob(points, *arguments).exp().sum() * (axis[1] - axis[0]) ** d
@@ -137,7 +136,7 @@ def test_score_is_the_gradient_of_the_density(kind: str, process: GaussianProces
 
 
 @kinds
-@pytest.mark.parametrize("log_snr", [3.0, -1.0])
+@pytest.mark.parametrize("log_snr", [0.5, -1.0])
 def test_posterior_covariance_is_tweedies(kind: str, log_snr: float):
     """Cov[x0 | x] = (sigma^2 / alpha) d E[x0 | x] / dx, the second-order Tweedie identity."""
     world, process = KINDS[kind](), VP()
@@ -176,9 +175,9 @@ def test_five_views_are_one_answer(kind: str, process: GaussianProcess):
         for view in VIEWS:
             denoiser = world.denoiser(process, predicts=view)
             close(denoiser.forward(x, t, cond), truth[view], 1e-11)
-            prediction = denoiser(x, t, cond)
-            for other in VIEWS:
-                close(prediction.view(other), truth[other], 1e-11)
+        prediction = world.denoiser(process, "v")(x, t, cond)
+        for view in VIEWS:
+            close(prediction.view(view), truth[view], 1e-11)
 
 
 @pytest.mark.parametrize("process", [VP(), Flow(), Cosine(), EDM(), VE(), SubVP()], ids=lambda p: type(p).__name__)
@@ -192,7 +191,7 @@ def test_both_ends_are_the_limits(process: GaussianProcess):
     assert (at.v == 0).all()
     # sigma sigma' has a limit where sigma' has none: the velocity of VP and VE exists at t = 0
     near = world.denoiser(process)(x, 1e-9)
-    close(at.velocity, near.velocity, 1e-5)
+    assert (at.velocity - near.velocity).abs().max() < 1e-4  # the next term, of order t sigma_max^2 score
     close(world.denoiser(process, "velocity").forward(x, 0.0), at.velocity, 1e-14)
     if isinstance(process, (Flow, Cosine)):
         x = randn(5, 2, 2)
@@ -337,27 +336,24 @@ def test_empirical_is_the_limit_of_narrow_mixtures():
 
 
 def test_empirical_is_accurate_in_float32_at_small_noise():
-    """Far from the origin |x|^2 / sigma^2 has lost its digits in float32; differences have not."""
-    data = 100 + 0.02 * randn(64, 48)
-    data = data.float().double()  # the same points for both
-    x = (data[:40] + 0.02 * randn(40, 48, seed=1)).float()
-    t, process = 0.02 / 80, EDM()
+    """Where |x|^2 / sigma^2 has lost its digits, the differences have not. The data are about 1, sigma is 0.002."""
+    data = (1 + 0.001 * randn(64, 48)).float().double()  # the same points for both
+    x = (data[:40] + 0.002 * randn(40, 48, seed=1)).float()
+    t, process = 0.002 / 80, EDM()
     truth = Empirical(data).posterior_mean(x.double(), process, t)
     single = Empirical(data.float()).posterior_mean(x, process, t)
-    spread = (truth - data[:40]).abs().max()
-    assert spread > 1e-3  # several points share the answer
-    # x and data are exact, so the terms d = |x - y|^2 / (2 sigma^2) of up to 100 are off by about 100 eps.
-    assert (single.double() - truth).abs().max() < 0.1 * 1000 * torch.finfo(torch.float32).eps + 100 * 6e-8
-    expanded = (x @ data.float().T - data.float().square().sum(1) / 2).div(0.02**2).softmax(1) @ data.float()
-    assert (expanded.double() - truth).abs().max() > 1e-2  # the simpler form
+    assert (truth - data[:40]).abs().max() > 5e-4  # several points share the answer
+    # x and y are exact, so |x - y|^2 / (2 sigma^2), some 50, is off by 50 eps: this moves the mean by 50 eps times the
+    # width 0.001 of the data, which drowns in the eps of its rounding.
+    assert (single.double() - truth).abs().max() < 4 * torch.finfo(torch.float32).eps
+    expanded = (x @ data.float().T - data.float().square().sum(1) / 2).div(0.002**2).softmax(1) @ data.float()
+    assert (expanded.double() - truth).abs().max() > 1e-4  # the simpler form
 
 
 def test_empirical_never_holds_the_cube(monkeypatch: pytest.MonkeyPatch):
     batch, n, d = 40, 300, 50
-    world, x = Empirical(randn(n, d)), randn(batch, d, seed=1)
-    labels = torch.arange(batch) % 7
-    world.labels = torch.arange(n) % 7
-    cond = {"label": labels}
+    world, x = Empirical(randn(n, d), torch.arange(n) % 7), randn(batch, d, seed=1)
+    cond = {"label": torch.arange(batch) % 7}
     t = torch.linspace(0.1, 1, batch, dtype=F64)
     whole = [getattr(world, f)(x, VP(), s, cond) for f in ("score", "log_prob", "posterior_cov") for s in (0.3, t)]
 
@@ -375,7 +371,7 @@ def test_empirical_never_holds_the_cube(monkeypatch: pytest.MonkeyPatch):
     with Watch():
         world.score(x, VP(), 0.3)
     assert largest <= max(batch * n, n * d)
-    monkeypatch.setattr(empirical, "_BLOCK", 7 * n)  # blocks of seven samples, the last one of five
+    monkeypatch.setattr(empirical, "_BLOCK", 6 * n)  # blocks of six samples, the last one of four
     blocks = [getattr(world, f)(x, VP(), s, cond) for f in ("score", "log_prob", "posterior_cov") for s in (0.3, t)]
     for one, two in zip(blocks, whole, strict=True):
         close(one, two, 1e-14)
@@ -386,8 +382,6 @@ def test_forward_mode_and_second_order_derivatives(kind: str):
     world = KINDS[kind]()
     denoiser = world.denoiser(VP(), "noise")
     x, v = state(world, VP(), 0.3)[0], randn(5, 2, 2, seed=12)
-    reverse = jacobian(lambda x: denoiser.forward(x, 0.3), x).flatten(4).flatten(0, 3) if False else None
-    assert reverse is None
     out, tangent = torch.func.jvp(lambda x: denoiser.forward(x, 0.3), (x,), (v,))
     eps = 1e-5
     finite = (denoiser.forward(x + eps * v, 0.3) - denoiser.forward(x - eps * v, 0.3)) / (2 * eps)
@@ -419,7 +413,7 @@ def no_double() -> Iterator[None]:
 
 
 @kinds
-@pytest.mark.parametrize("process", [VP(), Flow(), EDM()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", [VP(), EDM()], ids=lambda p: type(p).__name__)
 def test_float32_differs_by_rounding_only(kind: str, process: GaussianProcess):
     world = KINDS[kind]()
     levels = process.level(torch.tensor([1.0, 0.7, 0.1, 0.003], dtype=F64))
@@ -442,6 +436,18 @@ def test_float32_differs_by_rounding_only(kind: str, process: GaussianProcess):
     assert half.dtype == torch.bfloat16
 
 
+@kinds
+def test_states_live_on_any_device(kind: str):
+    """The meta device refuses what a real accelerator would: tensors of two devices in one kernel."""
+    world, x = KINDS[kind](), torch.empty(5, 2, 2, device="meta")
+    for t in (0.3, torch.linspace(0.1, 1, 5, dtype=F64)):
+        for view in VIEWS:
+            assert world.denoiser(VP(), view).forward(x, t).device == x.device
+            assert world.denoiser(VP())(x, t).view(view).dtype == torch.float32
+        assert world.log_prob(x, VP(), t).device == x.device
+        assert world.posterior_cov(x, VP(), t).device == x.device
+
+
 def test_native_views_keep_the_digits_that_conversions_lose():
     """In float32 at sigma/alpha = 1e4 (a wide EDM) x0 by way of the score is off by eps sigma; natively by eps."""
     world, process = KINDS["full"](), EDM(sigma_max=1e4)
@@ -462,13 +468,13 @@ def test_native_views_keep_the_digits_that_conversions_lose():
 # --- the flow map ----------------------------------------------------------------------------------------------------
 
 
-@by_name
+@pytest.mark.parametrize("process", [VP(), VE(), EDM(), Flow(), MeanReverting()], ids=lambda p: type(p).__name__)
 def test_flow_of_a_gaussian_is_linear(process: GaussianProcess):
     """xc - alpha mu scales along each eigenvector by the standard deviation of x_t, both ends included."""
     cov, mu = psd(1, 3)[0], randn(3)
     world = Gaussian(mu, cov)
     variances, basis = torch.linalg.eigh(cov)
-    for t, s in ((1.0, 0.0), (0.0, 1.0), (0.6, 0.1)):
+    for t, s in ((1.0, 0.0), (0.1, 0.6)):
         x, cond = state(world, process, t, batch=4)
         here, there = process.level(t), process.level(s)
         first, last = process.shift(here.t, cond), process.shift(there.t, cond)
@@ -476,33 +482,29 @@ def test_flow_of_a_gaussian_is_linear(process: GaussianProcess):
         centred = (x if first is None else x - first) - here.alpha * mu
         truth = (centred @ basis * spread) @ basis.T + there.alpha * mu + (0 if last is None else last)
         close(world.flow(process, x, t, s, cond=cond), truth, 1e-10)
-    # A mixture of two equal halves of it is the same law and has the same flow; its mean as one point mass has not.
-    twice = GaussianMixture(torch.stack([mu, mu]), covs=torch.stack([cov, cov]))
-    close(twice.flow(process, x, t, s, cond=cond), truth, 1e-10)
 
 
-@pytest.mark.parametrize(("t", "s"), [(1.0, 0.0), (0.0, 0.5), (0.7, 0.05)])
+@pytest.mark.parametrize(("t", "s"), [(1.0, 0.0), (0.0, 0.5)])
 def test_flow_carries_the_density(t: float, s: float):
     """log p_s(F(x)) + log |det dF/dx| = log p_t(x): any other transport than the flow's ends in another density."""
     world = GaussianMixture(2 * randn(3, 2), weights=WEIGHTS, covs=0.3 * psd(3, 2))
     process = VP()
-    x, _ = state(world, process, t, batch=3)
-    for row in x:
-        j = jacobian(lambda v: world.flow(process, v[None], t, s)[0], row)
-        end = world.flow(process, row[None], t, s)
-        change = world.log_prob(end, process, s) + torch.linalg.slogdet(j)[1] - world.log_prob(row[None], process, t)
-        assert change.abs() < 1e-8
-        # The simpler relative: the linear map of the Gaussian of the same moments.
-        linear = Gaussian(*world.moments())
-        k = jacobian(lambda v: linear.flow(process, v[None], t, s)[0], row)
-        other = linear.flow(process, row[None], t, s)
-        wrong = world.log_prob(other, process, s) + torch.linalg.slogdet(k)[1] - world.log_prob(row[None], process, t)
-        assert wrong.abs() > 1e-3
+    x, _ = state(world, process, t, batch=8)
+    x.requires_grad_()
+
+    def change(transport: World) -> Tensor:
+        end = transport.flow(process, x, t, s)
+        rows = [torch.autograd.grad(end[:, i].sum(), x, retain_graph=True)[0] for i in range(2)]
+        volume = torch.linalg.slogdet(torch.stack(rows, 1))[1]
+        with torch.no_grad():
+            return world.log_prob(end, process, s) + volume - world.log_prob(x, process, t)
+
+    assert change(world).abs().max() < 1e-8
+    assert change(Gaussian(*world.moments())).abs().min() > 1e-4  # the flow of the Gaussian of the same moments
 
 
-@pytest.mark.parametrize("process", [VP(), Flow(), EDM()], ids=lambda p: type(p).__name__)
-def test_flow_there_and_back(process: GaussianProcess):
-    world = GaussianMixture(MEANS, 0.3, WEIGHTS)
+def test_flow_there_and_back():
+    world, process = GaussianMixture(MEANS, 0.3, WEIGHTS), VP()
     x, _ = state(world, process, 1.0)
     down = world.flow(process, x, 1.0, 0.0)
     close(world.flow(process, down, 0.0, 1.0), x, 1e-9)
@@ -510,8 +512,8 @@ def test_flow_there_and_back(process: GaussianProcess):
     half = world.flow(process, x, 1.0, 0.4)
     close(world.flow(process, half, 0.4, 0.0), down, 1e-9)
     velocity = world.denoiser(process, "velocity").forward(half, 0.4)
-    step = world.flow(process, half, 0.4, 0.4 + 1e-4) - world.flow(process, half, 0.4, 0.4 - 1e-4)
-    close(step / 2e-4, velocity, 1e-5)
+    step = world.flow(process, half, 0.4, 0.4 + 1e-5) - world.flow(process, half, 0.4, 0.4 - 1e-5)
+    close(step / 2e-5, velocity, 1e-6)  # the third derivative is below 1e4
 
 
 def test_flow_is_the_same_whichever_process_carries_it():
@@ -526,7 +528,7 @@ def test_flow_is_the_same_whichever_process_carries_it():
     for other in ends[1:]:
         close(other, ends[0], 1e-9)
     whole = world.flow(Cosine(), u * torch.hypot(here.alpha, here.sigma), here, there)
-    assert torch.equal(whole[3], world.flow(Cosine(), u * torch.hypot(here.alpha, here.sigma), here, there)[3])
+    close(whole[3] / torch.hypot(there.alpha, there.sigma), ends[-1][3], 1e-9)
     assert (whole[0] - ends[-1][0]).abs().max() > 1e-2  # without its label the sample flows elsewhere
 
 
@@ -640,6 +642,7 @@ def test_a_label_and_a_shift_live_in_one_condition():
     cond = {"mean": randn(5, 2, 2), "label": torch.tensor([0, 1, 2, -1, 0])}
     x = randn(5, 2, 2, seed=3)
     both = world.denoiser(process, "velocity")(x, 0.4, cond)
+    assert both.head("main") is both
     alone = Gaussian(MEANS[1], std=0.3).denoiser(process, "velocity")(x, 0.4, {"mean": cond["mean"]})
     close(both.velocity[1], alone.velocity[1], 1e-13)
     close(both.x0[1], alone.x0[1], 1e-13)
@@ -697,7 +700,6 @@ def test_refusals_of_questions():
         (r"shape \(4,\)", lambda: world.score(x, process, 0.5, {"label": torch.tensor([0])})),
         (r"torch.float32", lambda: world.score(x, process, 0.5, {"label": torch.zeros(4)})),
         (r'cond=\{"label"', lambda: world.score(x, process, 0.5, torch.zeros(4).long())),
-        (r"no view is called 'eps'", lambda: world.denoiser(process, "eps")),  # type: ignore[arg-type]
         (r"A \(m, 2\).*A \(1, 3\)", lambda: world.posterior(y, randn(1, 3), 0.1)),
         (r"noise_std or noise_cov", lambda: world.posterior(y, a)),
         (r"not negative.*-0\.1", lambda: world.posterior(y, a, -0.1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from ornstein._extras import require
 
 # The rooms of floors 0 to 5, and the papers. Those above may need an extra.
 CORE = (
-    *("_types", "_extras", "errors", "numerics", "io", "random"),
+    *("_types", "_extras", "errors", "progress", "numerics", "io", "random"),
     *("processes", "linops", "metrics", "prediction", "denoiser", "flow_map"),
     *("exact", "nets", "solvers", "guidance", "density", "papers"),
 )
@@ -70,3 +71,19 @@ def test_a_fault_inside_an_extra_is_not_taken_for_its_absence(tmp_path: Path, mo
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         getattr(ornstein, "no_such_" + "name")
+
+
+def test_every_public_name_is_there_and_declared_to_type_checkers() -> None:
+    source = ast.parse(Path(ornstein.__file__).read_text())
+    blocks = [node for node in source.body if isinstance(node, ast.If)]
+    declared = {alias.name for node in ast.walk(blocks[0]) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert declared == set(ornstein.__all__)
+    for name in ornstein.__all__:
+        assert getattr(ornstein, name) is not None
+        assert name in dir(ornstein)
+
+
+def test_importing_the_library_does_not_load_torch() -> None:
+    code = "import sys, ornstein; print('torch' in sys.modules); ornstein.VP; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -3,35 +3,101 @@
     import ornstein as orn
 
 One process (`orn.Flow()`, `orn.VP()`, ...), one prediction (`orn.Denoiser`), one loop with tables (`orn.sample`).
+Names are imported when first read, so that the command line answers before torch is loaded.
 """
 
-from . import exact, guidance, metrics, nets
-from .denoiser import BaseDenoiser, Denoiser, EDMPrecondition, Scaling
-from .errors import CheckpointError, NonFiniteError, TableError, ViewError
-from .flow_map import FlowMap
-from .guidance import CFG, Autoguidance
-from .prediction import Prediction
-from .processes import EDM, VE, VP, Cosine, Flow, GaussianProcess, Level, MeanReverting, Product, SubVP
-from .random import Noise, derive
-from .solvers import (
-    DDIM,
-    DDPM,
-    DPMSolverPP,
-    Euler,
-    Grid,
-    Heun,
-    Karras,
-    LogSNR,
-    Moment,
-    Quadratic,
-    Samples,
-    Solver,
-    Table,
-    Transitions,
-    Uniform,
-    record,
-    response,
-    sample,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import exact as exact
+    from . import guidance as guidance
+    from . import metrics as metrics
+    from . import nets as nets
+    from . import solvers as solvers
+    from . import training as training
+    from .denoiser import BaseDenoiser as BaseDenoiser
+    from .denoiser import Denoiser as Denoiser
+    from .denoiser import EDMPrecondition as EDMPrecondition
+    from .denoiser import Scaling as Scaling
+    from .errors import CheckpointError as CheckpointError
+    from .errors import NonFiniteError as NonFiniteError
+    from .errors import TableError as TableError
+    from .errors import ViewError as ViewError
+    from .flow_map import FlowMap as FlowMap
+    from .guidance import CFG as CFG
+    from .guidance import Autoguidance as Autoguidance
+    from .guidance import Guided as Guided
+    from .prediction import Prediction as Prediction
+    from .processes import EDM as EDM
+    from .processes import VE as VE
+    from .processes import VP as VP
+    from .processes import Cosine as Cosine
+    from .processes import Draw as Draw
+    from .processes import Flow as Flow
+    from .processes import GaussianProcess as GaussianProcess
+    from .processes import Level as Level
+    from .processes import MeanReverting as MeanReverting
+    from .processes import Product as Product
+    from .processes import SubVP as SubVP
+    from .processes import broadcast as broadcast
+    from .random import Noise as Noise
+    from .random import derive as derive
+    from .solvers import DDIM as DDIM
+    from .solvers import DDPM as DDPM
+    from .solvers import DPMSolverPP as DPMSolverPP
+    from .solvers import Euler as Euler
+    from .solvers import Grid as Grid
+    from .solvers import Heun as Heun
+    from .solvers import Karras as Karras
+    from .solvers import LogSNR as LogSNR
+    from .solvers import Moment as Moment
+    from .solvers import ProductTable as ProductTable
+    from .solvers import Quadratic as Quadratic
+    from .solvers import Samples as Samples
+    from .solvers import Solver as Solver
+    from .solvers import Table as Table
+    from .solvers import Transitions as Transitions
+    from .solvers import Uniform as Uniform
+    from .solvers import record as record
+    from .solvers import response as response
+    from .solvers import sample as sample
+    from .training import EMA as EMA
+    from .training import Fit as Fit
+    from .training import Objective as Objective
+    from .training import fit as fit
+    from .training import load_weights as load_weights
+    from .training import save_weights as save_weights
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "": "exact guidance metrics nets solvers training",
+    "denoiser": "BaseDenoiser Denoiser EDMPrecondition Scaling",
+    "errors": "CheckpointError NonFiniteError TableError ViewError",
+    "flow_map": "FlowMap",
+    "guidance": "Autoguidance CFG Guided",
+    "prediction": "Prediction",
+    "processes": "Cosine Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
+    "random": "Noise derive",
+    "solvers": "DDIM DDPM DPMSolverPP Euler Grid Heun Karras LogSNR Moment ProductTable Quadratic Samples Solver Table "
+    "Transitions Uniform record response sample",
+    "training": "EMA Fit Objective fit load_weights save_weights",
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'ornstein' has no attribute {name!r}")
+    module = import_module(f".{_MODULE[name] or name}", __name__)
+    value = module if _MODULE[name] == "" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

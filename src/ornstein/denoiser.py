@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ._types import VIEWS, Cond, State, View
 from .errors import ViewError
 from .numerics.tree import check_batch, parts
 from .prediction import Output, heads_of, predict
-from .processes import Level, Process, broadcast
+from .processes import GaussianProcess, Level, Process, broadcast
 
 Call = Callable[[State], Output]
 
@@ -32,7 +32,11 @@ class BaseDenoiser(nn.Module):
     predicts: View
     heads: Mapping[str, View] = {}
     null: Any = None
-    scaling: Scaling | None = None
+    scaling: Scaling | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling = None  # not a class attribute, which would hide the registered module
 
     def bind(self, levels: Any, x: State, cond: Cond) -> Sequence[Call]:
         """One function of the state for each of the E levels ((E,) or (E, batch)), x giving batch, dtype and device.
@@ -88,8 +92,8 @@ class EDMPrecondition:
     Source: Karras et al. 2022 (2206.00364), section 5.
     """
 
+    predicts: ClassVar[View] = "x0"
     sigma_data: float = 0.5
-    predicts: View = "x0"
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
@@ -166,6 +170,8 @@ class Denoiser(BaseDenoiser):
             raise ViewError(f"{process!r} has no {predicts}: choose from {', '.join(process.views)}")
         if precondition is not None and predicts != precondition.predicts:
             raise ViewError(f"{precondition!r} makes the denoiser predict {precondition.predicts}, not {predicts}")
+        if precondition is not None and not isinstance(process, GaussianProcess):
+            raise ValueError(f"{precondition!r} scales one state of one GaussianProcess: {process!r} is none")
         self.net = net
         self.process = process
         self.predicts = predicts

@@ -80,6 +80,8 @@ class Prediction:
     def _form(self, name: View) -> Tensor:
         answer = heads_of(self.output)["main"]
         assert isinstance(answer, Tensor)
+        if answer.shape != self.x.shape:
+            raise ValueError(f"the network returned {tuple(answer.shape)} for a state of {tuple(self.x.shape)}")
         if name == self.predicts:
             return answer
         c_x, c_p = self.level.conversion(self.predicts, name)

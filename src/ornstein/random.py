@@ -73,7 +73,7 @@ class Noise:
             self._generator = self.seed
         elif isinstance(self.seed, int):
             self._generator = generator(self.seed, self.device)
-        # per-sample streams: one for each event shape, [generators, current block, next row]
+        # per-sample streams: one for each event shape, under seeds of their own: (generators, rows left of the block)
         self._streams: dict[tuple[int, ...], tuple[list[torch.Generator], list[Tensor]]] = {}
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -90,7 +90,7 @@ class Noise:
     def _per_sample(self, event: tuple[int, ...]) -> Tensor:
         if event not in self._streams:
             assert isinstance(self.seed, tuple)
-            self._streams[event] = ([generator(s) for s in self.seed], [])
+            self._streams[event] = ([generator(derive(s, *event)) for s in self.seed], [])
         generators, rows = self._streams[event]
         if not rows:
             block = torch.stack([torch.randn(_BLOCK, *event, generator=g) for g in generators], dim=1)

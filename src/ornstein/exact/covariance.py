@@ -16,6 +16,11 @@ def over(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
+def column(coefficient: Tensor, like: Tensor) -> Tensor:
+    """A coefficient () or (batch,) that multiplies (batch, d): a scalar stays on the host, a column is like `like`."""
+    return coefficient if coefficient.dim() == 0 else coefficient.to(like)[:, None]
+
+
 class Spectrum(NamedTuple):
     """The values of f(C_k) on its basis (..., k, r) and on the complement of it (..., k, 1)."""
 
@@ -143,7 +148,10 @@ class Covariance:
 
     def logdet(self, f: Function) -> Tensor:
         """log det f(C_k), (..., k)."""
-        spectrum = self.spectrum(f)
+        return self.log_volume(self.spectrum(f))
+
+    def log_volume(self, spectrum: Spectrum) -> Tensor:
+        """The log-determinant of a function of C, (..., k), from its eigenvalues."""
         inside = spectrum.inside.log().sum(-1)
         if self.rank == self.dim:
             return inside

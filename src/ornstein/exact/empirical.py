@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from ..processes import broadcast
-from .covariance import over
+from .covariance import column, over
 from .mixture import measurement
 from .world import Law, World
 
@@ -41,17 +41,24 @@ class Empirical(World):
             raise ValueError(f"the data must be finite: row {row} is not")
         super().__init__(len(data), data.shape[1:], data.dtype, labels, weights)
         self.data = data.reshape(len(data), self.dim)
-        self._casts: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._casts: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def singular(self) -> bool:
         return True
 
-    def _cast(self, like: Tensor) -> Tensor:
+    @cached_property
+    def scale(self) -> float:
+        """The largest coordinate."""
+        return float(self.data.abs().max()) or 1.0
+
+    def _cast(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points, log-weights and labels in the dtype and on the device of `like`, made once."""
         key = (like.dtype, like.device)
         if key not in self._casts:
             with torch.inference_mode(False):  # what is kept must serve gradients too
-                self._casts[key] = self.data.to(device=key[1], dtype=key[0])
+                data, log_weights = (part.to(device=key[1], dtype=key[0]) for part in (self.data, self.log_weights))
+                self._casts[key] = data, log_weights, self.labels.to(key[1])
         return self._casts[key]
 
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
@@ -67,7 +74,7 @@ class Empirical(World):
         return mean.reshape(self.event), (self.weights[:, None] * apart).mT @ apart
 
     def posterior(
-        self, y: Tensor, a: Tensor, noise_std: float | Tensor | None = None, noise_cov: Tensor | None = None
+        self, y: Tensor, a: Tensor, noise_std: float | int | Tensor | None = None, noise_cov: Tensor | None = None
     ) -> Empirical:
         """The law of x0 given y = A x0 + e: the same points with weights w_i' ~ w_i N(y; A y_i, R), R positive."""
         y, a, r = measurement(y, a, noise_std, noise_cov, self.dim)
@@ -85,36 +92,33 @@ class _EmpiricalLaw(Law):
     def __init__(self, world: Empirical, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> None:
         self.world, self.label = world, label
         self.alpha, self.sigma = (c.to("cpu", torch.float64) for c in (alpha, sigma))
-        self.data = world._cast(like)
-        self.log_weights = world.log_weights.to(like)
-        self.labels = None if label is None else world.labels.to(like.device)
+        self.data, self.log_weights, self.labels = world._cast(like)
         # Distances are in the frame z = xc / alpha, their scale is k = alpha / sigma. Both ends are clamped where the
         # answer no longer changes in this dtype: equal weights below, the nearest point above.
-        scale = float(self.data.abs().max()) or 1.0
-        least, most = (
-            torch.finfo(like.dtype).eps * 1e-2 / scale,
-            (1e100 if like.dtype == torch.float64 else 1e12) / scale,
+        double = like.dtype == torch.float64
+        least, most = torch.finfo(like.dtype).eps * 1e-2 / world.scale, (1e100 if double else 1e12) / world.scale
+        frame = torch.maximum(self.alpha, least * self.sigma)
+        k = torch.where(self.sigma == 0, most, over(frame, self.sigma).clamp_max(most))
+        inverse_sigma = over(torch.ones_like(self.sigma), self.sigma)
+        self._frame, self._k2, self._alpha, self._inverse_sigma = (
+            column(c, like) for c in (frame, k**2, self.alpha, inverse_sigma)
         )
-        self.frame = torch.maximum(self.alpha, least * self.sigma)
-        k2 = torch.where(self.sigma == 0, most, over(self.frame, self.sigma).clamp_max(most)) ** 2
-        self.k2 = k2 if k2.dim() == 0 else k2[:, None].to(like)
-        self.inverse_sigma = over(torch.ones_like(self.sigma), self.sigma)
 
     def _blocks(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """For blocks of the batch: log-terms (rows, n), and what all of them lack alike (rows,), of value zero."""
         rows = max(1, _BLOCK // len(self.data))
-        z = x / broadcast(self.frame, x)
+        z = x / self._frame
         blocks = []
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
-            here, scale = z[part], self.k2 if self.k2.dim() == 0 else self.k2[part]
+            here, scale = z[part], self._k2 if self._k2.dim() == 0 else self._k2[part]
             # cdist has no forward-mode derivative. The terms are quadratic in z with the same square for every point,
             # so with delta = z - stop(z), which is zero, the line below has their value and all their derivatives.
             still = here.detach()
             distance2 = torch.cdist(still, self.data, compute_mode="donot_use_mm_for_euclid_dist").square()
             delta = here - still
             terms = self.log_weights - scale / 2 * distance2 + scale * (delta @ self.data.mT)
-            if self.label is not None and self.labels is not None:
+            if self.label is not None:
                 label = self.label[part, None]
                 terms = torch.where((label == self.labels) | (label < 0), terms, -torch.inf)
             common = (delta * still).sum(1, keepdim=True) + delta.square().sum(1, keepdim=True) / 2
@@ -125,20 +129,18 @@ class _EmpiricalLaw(Law):
         return torch.cat([terms.softmax(-1) @ self.data for terms, _ in self._blocks(x)])
 
     def _noise(self, x: Tensor, x0: Tensor) -> Tensor:
-        return broadcast(self.inverse_sigma, x) * (x - broadcast(self.alpha, x) * x0)
+        return self._inverse_sigma * (x - self._alpha * x0)
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x0 = self._mean(x)
-        return x0, -broadcast(self.inverse_sigma, x) * self._noise(x, x0)
+        return x0, -self._inverse_sigma * self._noise(x, x0)
 
     def combine(self, a: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
-        noise = -c * self.inverse_sigma
+        return partial(self._combined, column(a, self.data), column(c, self.data))
 
-        def view(x: Tensor) -> Tensor:
-            x0 = self._mean(x)
-            return broadcast(a, x) * x0 + broadcast(noise, x) * self._noise(x, x0)
-
-        return view
+    def _combined(self, a: Tensor, c: Tensor, x: Tensor) -> Tensor:
+        x0 = self._mean(x)
+        return a * x0 - c * self._inverse_sigma * self._noise(x, x0)
 
     def log_prob(self, x: Tensor) -> Tensor:
         total = torch.cat([terms.logsumexp(-1) - common for terms, common in self._blocks(x)])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from ..processes import broadcast
-from .covariance import Covariance, Split, over
+from .covariance import Covariance, Spectrum, Split, column, over
 from .world import Law, World
 
 
@@ -35,7 +34,7 @@ class GaussianMixture(World):
     def __init__(
         self,
         means: Tensor,
-        stds: Tensor | float | None = None,
+        stds: Tensor | float | int | None = None,
         weights: Tensor | None = None,
         *,
         covs: Tensor | None = None,
@@ -50,7 +49,7 @@ class GaussianMixture(World):
         self.covariance = self._covariance(stds, covs, factors)
         self._casts: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Covariance]] = {}
 
-    def _covariance(self, stds: Tensor | float | None, covs: Tensor | None, factors: Tensor | None) -> Covariance:
+    def _covariance(self, stds: Tensor | float | int | None, covs: Tensor | None, factors: Tensor | None) -> Covariance:
         k, d = self.means.shape
         if covs is not None and (stds is not None or factors is not None):
             raise ValueError("covs says everything: give neither stds nor factors with it")
@@ -122,7 +121,7 @@ class GaussianMixture(World):
         return mean.reshape(self.event), within + (self.weights[:, None] * apart).mT @ apart
 
     def posterior(
-        self, y: Tensor, a: Tensor, noise_std: float | Tensor | None = None, noise_cov: Tensor | None = None
+        self, y: Tensor, a: Tensor, noise_std: float | int | Tensor | None = None, noise_cov: Tensor | None = None
     ) -> GaussianMixture:
         """The law of x0 given y = A x0 + e, e ~ N(0, R): another mixture.
 
@@ -154,7 +153,7 @@ class Gaussian(GaussianMixture):
         self,
         mean: Tensor,
         cov: Tensor | None = None,
-        std: Tensor | float | None = None,
+        std: Tensor | float | int | None = None,
         *,
         factor: Tensor | None = None,
     ) -> None:
@@ -170,16 +169,16 @@ class _MixtureLaw(Law):
         self.world = world
         self.means, self.cov_cast = world._cast(like)
         # one level for all, or one a sample in front of (k, r)
-        self.alpha, self.sigma = (_column(c.to("cpu", torch.float64)) for c in (alpha, sigma))
-        covariance = world.covariance
-        # Where alpha^2 C + sigma^2 is exactly singular, the nearest component wins: a limit that must not overflow.
+        self.alpha, self.sigma = (_wide(c.to("cpu", torch.float64)) for c in (alpha, sigma))
+        self._alpha = self.alpha if self.alpha.dim() == 0 else self.alpha.to(like)
+        # S = alpha^2 C + sigma^2 I. Where it is exactly singular nothing is random: there 1/S counts as 0 in a mean,
+        # and as enormous in a density, so that the nearest component wins and nothing overflows.
+        s = world.covariance.spectrum(lambda c: self.alpha**2 * c + self.sigma**2)
+        self._divisor = Spectrum(*(torch.where(part > 0, part, torch.inf) for part in s))
         least = world.scale**2 * (1e-200 if like.dtype == torch.float64 else 1e-24)
-
-        def variance(c: Tensor) -> Tensor:
-            return (self.alpha**2 * c + self.sigma**2).clamp_min(least)
-
-        self._precision = covariance.spectrum(lambda c: 1 / variance(c)).to(like)
-        log_terms = world.log_weights - covariance.logdet(variance) / 2 - world.dim / 2 * math.log(2 * math.pi)
+        s = Spectrum(*(part.clamp_min(least) for part in s))
+        self._precision = Spectrum(*(1 / part for part in s)).to(like)
+        log_terms = world.log_weights - world.covariance.log_volume(s) / 2 - world.dim / 2 * math.log(2 * math.pi)
         if label is not None:
             host = label.cpu()[:, None]
             log_terms = torch.where((host == world.labels) | (host < 0), log_terms, -torch.inf)
@@ -188,35 +187,29 @@ class _MixtureLaw(Law):
         self._log_terms = (log_terms - base).to(like)
         self._base = (base.squeeze(-1) - world._log_mass(label)).to(like)
 
-    def _gain(self, c: Tensor) -> Tensor:
-        return over(self.alpha * c, self.alpha**2 * c + self.sigma**2)
-
-    def _inverse(self, c: Tensor) -> Tensor:
-        return over(torch.ones_like(c), self.alpha**2 * c + self.sigma**2)
+    def _filter(self, a: Tensor | float, c: Tensor | float) -> Spectrum:
+        """a alpha C S^-1 - c S^-1: what a E[x0 | x] + c score does to the residual of a component."""
+        values, floor = self.world.covariance.values, self.world.covariance.floor[:, None]
+        inside, outside = ((a * self.alpha * part - c) for part in (values, floor))
+        return Spectrum(inside / self._divisor.inside, outside / self._divisor.outside).to(self.means)
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Split]:
-        alpha = self.alpha if self.alpha.dim() == 0 else self.alpha.to(x)
-        split = self.cov_cast.split(x[:, None] - alpha * self.means)
+        split = self.cov_cast.split(x[:, None] - self._alpha * self.means)
         return self._log_terms - self.cov_cast.quadratic(self._precision, split) / 2, split
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         terms, split = self._terms(x)
         r = terms.softmax(-1)
-        gain, inverse = (self.world.covariance.spectrum(f).to(x) for f in (self._gain, self._inverse))
-        x0 = r @ self.means + self.cov_cast.mix(r, gain, split)
-        return x0, -self.cov_cast.mix(r, inverse, split)
+        x0 = r @ self.means + self.cov_cast.mix(r, self._filter(1.0, 0.0), split)
+        return x0, self.cov_cast.mix(r, self._filter(0.0, 1.0), split)
 
     def combine(self, a: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
-        wide_a, wide_c = _column(a), _column(c)
-        spectrum = self.world.covariance.spectrum(lambda v: wide_a * self._gain(v) - wide_c * self._inverse(v))
-        spectrum = spectrum.to(self.means)
+        return partial(self._combined, column(a, self.means), self._filter(_wide(a), _wide(c)))
 
-        def view(x: Tensor) -> Tensor:
-            terms, split = self._terms(x)
-            r = terms.softmax(-1)
-            return broadcast(a, x) * (r @ self.means) + self.cov_cast.mix(r, spectrum, split)
-
-        return view
+    def _combined(self, a: Tensor, spectrum: Spectrum, x: Tensor) -> Tensor:
+        terms, split = self._terms(x)
+        r = terms.softmax(-1)
+        return a * (r @ self.means) + self.cov_cast.mix(r, spectrum, split)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self._terms(x)[0].logsumexp(-1) + self._base
@@ -224,8 +217,7 @@ class _MixtureLaw(Law):
     def cov(self, x: Tensor) -> Tensor:
         terms, split = self._terms(x)
         r = terms.softmax(-1)
-        gain = self.world.covariance.spectrum(self._gain).to(x)
-        means = self.means + self.cov_cast.join(gain, split)
+        means = self.means + self.cov_cast.join(self._filter(1.0, 0.0), split)
         apart = means - torch.einsum("bk,bkd->bd", r, means)[:, None]
         rest = self.world.covariance.dense(lambda c: over(self.sigma**2 * c, self.alpha**2 * c + self.sigma**2)).to(x)
         within = torch.einsum("bk,kde->bde" if rest.dim() == 3 else "bk,bkde->bde", r, rest)
@@ -233,7 +225,7 @@ class _MixtureLaw(Law):
 
 
 def measurement(
-    y: Tensor, a: Tensor, noise_std: float | Tensor | None, noise_cov: Tensor | None, dim: int
+    y: Tensor, a: Tensor, noise_std: float | int | Tensor | None, noise_cov: Tensor | None, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, A, R) of y = A x + e in float64, checked."""
     y, a = _double("y", y), _double("A", a)
@@ -257,12 +249,12 @@ def measurement(
     return y, a, torch.diag((std**2).expand(len(y)))
 
 
-def _double(name: str, value: Tensor | float) -> Tensor:
+def _double(name: str, value: Tensor | float | int) -> Tensor:
     value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     if not bool(value.isfinite().all()):
         raise ValueError(f"{name} must be finite: got {float(value[~value.isfinite()].flatten()[0])}")
     return value
 
 
-def _column(coefficient: Tensor) -> Tensor:
+def _wide(coefficient: Tensor) -> Tensor:
     return coefficient if coefficient.dim() == 0 else coefficient[:, None, None]

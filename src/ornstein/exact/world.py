@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from functools import partial
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -103,9 +104,31 @@ class World(ABC):
 
     @abstractmethod
     def posterior(
-        self, y: Tensor, a: Tensor, noise_std: float | Tensor | None = None, noise_cov: Tensor | None = None
+        self, y: Tensor, a: Tensor, noise_std: float | int | Tensor | None = None, noise_cov: Tensor | None = None
     ) -> World:
         """The law of x0 given y = A x0 + e, e ~ N(0, R), another world."""
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        seed: int | torch.Generator | None = 0,
+        labels: Literal[False] = False,
+        *,
+        cond: Cond = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        seed: int | torch.Generator | None = 0,
+        *,
+        labels: Literal[True],
+        cond: Cond = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
 
     def sample(
         self,
@@ -115,7 +138,7 @@ class World(ABC):
         *,
         cond: Cond = None,
         dtype: torch.dtype | None = None,
-    ) -> Array | tuple[Array, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """n exact samples (n, *event), and with `labels=True` the label (n,) of each; on the host.
 
         Drawn in float64 and returned in `dtype`, by default that of the world's parameters.
@@ -275,6 +298,10 @@ class ExactPrediction(Prediction):
 
     world: World
 
+    def head(self, name: str) -> Prediction:
+        """The one head of an exact world is this prediction itself."""
+        return self if name == "main" else super().head(name)
+
     def _form(self, name: View) -> Tensor:
         if not hasattr(self, "_pair"):
             law, flat, _ = self.world._at(self.x, self.process, self.level, self.cond)
@@ -309,18 +336,17 @@ class ExactDenoiser(BaseDenoiser):
         flat = self.world._centred(self.process, levels[0], x, cond)
         label = self.world._label(cond, len(x))
 
-        def call(level: Level) -> Callable[[Tensor], Tensor]:
-            a, c = coefficients(self.world, self.process, level, self.predicts)
-            view = self.world._law(level.alpha, level.sigma, flat, label).combine(a, c)
+        calls = []
+        for level in levels:
+            law = self.world._law(level.alpha, level.sigma, flat, label)
+            view = law.combine(*coefficients(self.world, self.process, level, self.predicts))
+            calls.append(partial(self._answer, view, level, cond))
+        return calls
 
-            def answer(x: Tensor) -> Tensor:
-                out = view(self.world._centred(self.process, level, x, cond)).to(x.dtype).reshape(x.shape)
-                slope = self.process.d_shift(level.t, cond) if self.predicts == "velocity" else None
-                return out if slope is None else out + slope
-
-            return answer
-
-        return [call(level) for level in levels]
+    def _answer(self, view: Callable[[Tensor], Tensor], level: Level, cond: Cond, x: Tensor) -> Tensor:
+        out = view(self.world._centred(self.process, level, x, cond)).to(x.dtype).reshape(x.shape)
+        slope = self.process.d_shift(level.t, cond) if self.predicts == "velocity" else None
+        return out if slope is None else out + slope
 
     def __call__(self, x: Tensor, t: Time, cond: Cond = None) -> ExactPrediction:
         plain = super().__call__(x, float(t) if isinstance(t, int) else t, cond)

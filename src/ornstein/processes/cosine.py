@@ -45,11 +45,11 @@ class Cosine(GaussianProcess):
         return torch.sqrt(torch.sin(self._rate * t) * torch.sin(self._rate * (t + 2 * self.offset))) / self._cos0
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        return -self._rate * torch.cos(self._rate * (1 - t)) / self._cos0
+        return -self._rate * torch.sin(self._rate * (t + self.offset)) / self._cos0
 
     def d_sigma(self, t: Tensor) -> Tensor:
         if self.offset == 0:
-            return self._rate * torch.cos(self._rate * t)
+            return self._rate * self.alpha(t)
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
 
     def wronskian(self, t: Tensor) -> Tensor:
@@ -57,8 +57,15 @@ class Cosine(GaussianProcess):
             return torch.full_like(t, self._rate)
         return -self.d_alpha(t) / self.sigma(t)
 
+    def diffusion2(self, t: Tensor) -> Tensor:
+        return -2 * self.drift(t)  # as alpha^2 + sigma^2 = 1
+
     def time(self, log_snr: Tensor) -> Tensor:
-        # alpha^2 = sigmoid(log_snr), so tan^2 u = tan^2 u0 + e^-log_snr / cos^2 u0
-        tan0 = math.tan(self._rate * self.offset)
-        u = torch.atan(torch.hypot(torch.full_like(log_snr, tan0), torch.exp(-log_snr / 2) / self._cos0))
-        return u / self._rate - self.offset
+        # cos u = alpha cos u0, sin^2 u = sin^2 u0 + sigma^2 cos^2 u0, and u - u0 by its sine, which does not cancel
+        alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        if self.offset == 0:
+            return torch.atan2(sigma, alpha) / self._rate
+        sin0, cos0 = math.sin(self._rate * self.offset), self._cos0
+        cos, sin = alpha * cos0, torch.hypot(sigma * cos0, torch.full_like(sigma, sin0))
+        apart = torch.atan2((sigma * cos0) ** 2 / (sin * cos0 + cos * sin0), cos * cos0 + sin * sin0)
+        return (apart / self._rate).clamp(max=1)

@@ -125,7 +125,7 @@ class GaussianProcess(ABC):
         """
         if isinstance(t, Level):
             return t
-        t = torch.as_tensor(t)
+        t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)  # a Python float has no float32
         if t.device.type == "cpu":
             t = t.to(torch.float64)
             if not torch.compiler.is_compiling():
@@ -163,6 +163,8 @@ class GaussianProcess(ABC):
             raise ValueError(f"{type(self).__name__} has one end of data: x1 belongs to two-sided processes")
         if noise is None:
             noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
+        elif noise.shape != x0.shape:
+            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
         level = self.level(t)
         x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
         shift = self.shift(level.t, cond)

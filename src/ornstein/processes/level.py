@@ -43,7 +43,7 @@ class Level:
 
     def tile(self, copies: int) -> Level:
         """The levels (E,) or (E, batch) for a batch repeated `copies` times."""
-        if self.t.dim() < 2:
+        if self.t.dim() < 2 or self.t.shape[1] == 1:  # one time for all samples stays one
             return self
         return Level(*(getattr(self, field.name).repeat(1, copies) for field in fields(self)))
 
@@ -70,15 +70,24 @@ class Level:
         """(c_x, c_p) with target = c_x (x - shift) + c_p source: the 2 x 2 system of (state, source) solved.
 
         With the rows (alpha, sigma) of the state, (p, q) of the source and (a, b) of the target,
-        c_x = (a q - b p)/D and c_p = (alpha b - sigma a)/D, where D = alpha q - sigma p.
+        c_x = (a q - b p)/D and c_p = (alpha b - sigma a)/D, where D = alpha q - sigma p. A score is noise times
+        -1/sigma, before and after: so at sigma = 0 it gives what has a limit there, and at alpha = 0 the noise.
 
         Raises ViewError where a coefficient is not finite (x0 from noise at alpha = 0, noise from x0 at sigma = 0).
         """
         if source == target:
             return torch.zeros_like(self.t), torch.ones_like(self.t)
-        (p, q), (a, b) = self.rows(source), self.rows(target)
-        determinant = self.alpha * q - self.sigma * p
-        c_x, c_p = (a * q - b * p) / determinant, (self.alpha * b - self.sigma * a) / determinant
+        as_noise, to_noise = _by_noise(source), _by_noise(target)
+        if as_noise == to_noise:
+            c_x, c_p = torch.zeros_like(self.t), torch.ones_like(self.t)
+        else:
+            (p, q), (a, b) = self.rows(as_noise), self.rows(to_noise)
+            determinant = self.alpha * q - self.sigma * p
+            c_x, c_p = (a * q - b * p) / determinant, (self.alpha * b - self.sigma * a) / determinant
+        if source == "score":
+            c_p = -self.sigma * c_p
+        if target == "score":
+            c_x, c_p = -c_x / self.sigma, -c_p / self.sigma
         if not torch.compiler.is_compiling():
             finite = c_x.isfinite() & c_p.isfinite()
             if not holds(finite):
@@ -92,6 +101,7 @@ class Level:
     def condition(self, source: View, target: View) -> Tensor:
         """The condition number of a conversion: how many roundings of the inputs the answer may carry, relative to the
         root mean square of the target, for x0 and noise of unit variance."""
+        source, target = _by_noise(source), _by_noise(target)
         if source == target:
             return torch.ones_like(self.t)
         (p, q), (a, b) = self.rows(source), self.rows(target)
@@ -99,6 +109,11 @@ class Level:
         from_x = ((a * q).abs() + (b * p).abs()) * torch.hypot(self.alpha, self.sigma)
         from_p = ((self.alpha * b).abs() + (self.sigma * a).abs()) * torch.hypot(p, q)
         return (from_x + from_p) / (determinant * torch.hypot(a, b))
+
+
+def _by_noise(view: View) -> View:
+    """The view whose multiple it is: a score is -noise/sigma."""
+    return "noise" if view == "score" else view
 
 
 def holds(condition: Tensor) -> bool:

@@ -72,8 +72,8 @@ class LogSNR(Grid):
     """
 
     start: float | None = None
-    end: float = 9.0
-    deepest: float = -8.0
+    end: float = 8.0
+    deepest: float = -6.0
     to_data: bool = True
 
     def times(self, process: GaussianProcess, steps: int) -> Tensor:

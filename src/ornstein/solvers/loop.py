@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ Hook: TypeAlias = Callable[[Moment], State | None]
 """Called after every row; what it returns, if not None, replaces the state."""
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Decides the value of each row that draws noise: see `transitions`."""
 
@@ -133,18 +134,14 @@ class Loop:
 
     def _terms(self, c: int, m: int) -> dict[Key, Coefficient]:
         """Row m of component c over registers, native outputs and noises."""
-        table, total = self.table.components[c], dict[Key, Coefficient]()
-
-        def add(key: Key, coefficient: Coefficient) -> None:
-            total[key] = total[key] + coefficient if key in total else coefficient
-
+        table, summands = self.table.components[c], list[tuple[Key, Coefficient]]()
         for atom, coefficient in table.rows[m].terms.items():
             if isinstance(atom, Register):
-                add(("r", c, atom.index), coefficient)
+                summands.append((("r", c, atom.index), coefficient))
             elif isinstance(atom, Gaussian):
-                add(("z", c, atom.index), coefficient)
+                summands.append((("z", c, atom.index), coefficient))
             elif atom.view == "raw":
-                add(("p", c, atom.evaluation, atom.head), coefficient)
+                summands.append((("p", c, atom.evaluation, atom.head), coefficient))
             else:
                 native = self.denoiser.predicts if atom.head == "main" else self.denoiser.heads.get(atom.head)
                 if native is None:
@@ -154,8 +151,11 @@ class Loop:
                     )
                 e = table.evaluations[atom.evaluation]
                 c_x, c_p = e.level.conversion(native, atom.view)  # type: ignore[arg-type]
-                add(("r", c, e.register), coefficient * _value(c_x))
-                add(("p", c, atom.evaluation, atom.head), coefficient * _value(c_p))
+                summands.append((("r", c, e.register), coefficient * _value(c_x)))
+                summands.append((("p", c, atom.evaluation, atom.head), coefficient * _value(c_p)))
+        total: dict[Key, Coefficient] = {}
+        for key, coefficient in summands:
+            total[key] = total[key] + coefficient if key in total else coefficient
         return {key: value for key, value in total.items() if not (isinstance(value, float) and value == 0)}
 
     def _instructions(self, calls: Sequence[Callable[[State], Any]]) -> list[tuple[str, Any, list[Key], list[Key]]]:

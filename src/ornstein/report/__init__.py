@@ -1,0 +1,1 @@
+"""Showing: run folders, figures, and the report of the quickstart. Needs the extras that each module names."""

@@ -1,0 +1,88 @@
+"""Data by name or by file, with a split that a seed fixes."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein._extras import require
+from ornstein.random import derive, generator
+from ornstein.report.names import nearest
+
+NAMED = ("digits",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out samples (n, *event), with labels (n,) or None, and the bounds that samples keep."""
+
+    train: Tensor
+    held_out: Tensor
+    train_labels: Tensor | None
+    held_out_labels: Tensor | None
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def labels(self) -> int:
+        """The number of classes, 0 without labels."""
+        return 0 if self.train_labels is None else 1 + int(self.train_labels.max())
+
+
+def load_split(name: str, held_out: float, seed: int) -> Split:
+    """Samples and labels of `digits`, an .npz (arrays x and, if there are labels, y) or an .npy, split at random.
+
+    Errors: ValueError for an unknown name, a file that holds no samples, values that are not finite, or labels that do
+    not fit; FileNotFoundError for a file that does not exist.
+    """
+    x, y, bounds = _digits() if name == "digits" else _file(name)
+    n = len(x)
+    if n < 10:
+        raise ValueError(f"{name} holds {n} samples: at least 10 are needed to train and to judge")
+    if not bool(x.isfinite().all()):
+        bad = int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])
+        raise ValueError(f"{name} has values that are not finite, first in sample {bad}: remove such samples")
+    order = torch.randperm(n, generator=generator(derive(seed, "split")))
+    count = min(max(round(held_out * n), 2), n - 2)
+    test, fit = order[:count], order[count:]
+    return Split(x[fit], x[test], None if y is None else y[fit], None if y is None else y[test], bounds)
+
+
+def _digits() -> tuple[Tensor, Tensor, tuple[float, float]]:
+    digits = require("sklearn.datasets", extra="metrics").load_digits()
+    x = torch.tensor(digits.data / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    return x, torch.tensor(digits.target, dtype=torch.int64), (0.0, 1.0)
+
+
+def _file(name: str) -> tuple[Tensor, Tensor | None, None]:
+    path = Path(name)
+    if path.suffix not in (".npz", ".npy"):
+        raise ValueError(f"unknown data {name!r}; {nearest(name, NAMED)} Or give an .npz (x, y) or .npy file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name} is no {path.suffix} file of plain arrays: {error}") from error
+    arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if "x" not in arrays:
+        raise ValueError(f"{name} has no array 'x' (n, ...), but {', '.join(arrays) or 'nothing'}")
+    array = arrays["x"]
+    if array.ndim < 2 or array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: x must be numbers (n, ...), got {array.dtype} of shape {array.shape}")
+    return torch.tensor(array, dtype=torch.float32), _labels(name, arrays.get("y"), len(array)), None
+
+
+def _labels(name: str, y: np.ndarray | None, n: int) -> Tensor | None:
+    if y is None:
+        return None
+    if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"{name}: y must be {n} integers from 0, got {y.dtype} of shape {y.shape}")
+    return torch.tensor(y, dtype=torch.int64)

@@ -1,0 +1,70 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """average <- average + (1 - d_k) (weights - average) at update k = 1, 2, ..., with d_k = min(decay, (1+k)/(10+k)).
+
+    The early d_k forget the random weights at the start. Buffers are not averaged: the averaged model has the model's.
+
+    Args:
+        model: its parameters are averaged, whatever their shape and device; the average starts as a copy of them.
+        decay: d, in [0, 1).
+        half_life: instead of it, the number of updates after which a weight counts half, d = 2^(-1/half_life).
+
+    Source: Polyak, Juditsky 1992; the warm-up is that of TensorFlow's moving averages.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999, *, half_life: float | None = None) -> None:
+        if half_life is not None:
+            if not half_life > 0:
+                raise ValueError(f"half_life is a positive number of updates: got {half_life}")
+            decay = 2 ** (-1 / half_life)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1): got {decay}")
+        self.decay, self.updates = decay, 0
+        named = dict(model.named_parameters())
+        self._names, self._weights = list(named), list[Tensor](named.values())
+        self._average = [p.detach().clone() for p in self._weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights as they are now into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+
+    @contextmanager
+    def swap(self) -> Iterator[None]:
+        """Inside the block the model has the averaged weights; after it, its own again."""
+        own = [p.detach().clone() for p in self._weights]
+        self.copy()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, own)
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Leave the averaged weights in the model."""
+        torch._foreach_copy_(self._weights, self._average)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the names of the parameters."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from averages made by `updates` updates."""
+        if set(state) != set(self._names):
+            raise ValueError(f"averages of other parameters: {', '.join(sorted(set(state) ^ set(self._names)))}")
+        torch._foreach_copy_(self._average, [state[name].to(a) for name, a in self.state_dict().items()])
+        self.updates = updates

@@ -1,0 +1,26 @@
+"""Worlds, processes and oracles that several tests share."""
+
+import math
+
+import torch
+
+import ornstein as orn
+
+F64 = torch.float64
+
+
+def ring(std: float = 0.15) -> orn.exact.GaussianMixture:
+    """Six modes of standard deviation 0.15 on a circle of radius 2, of different weight."""
+    angles = torch.arange(6, dtype=F64) * math.pi / 3
+    means = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    return orn.exact.GaussianMixture(means, torch.full((6,), std, dtype=F64), torch.tensor([1.0, 2, 3, 1, 2, 3], dtype=F64))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def at(process: orn.GaussianProcess, level: orn.Level, world: orn.exact.GaussianMixture, n: int, seed: int = 0):
+    """States of the world under the process at a level, and nothing else known about them."""
+    x0 = world.sample(n, seed=seed).to(F64)
+    return process.corrupt(x0, level, noise=normal(*x0.shape, seed=seed + 1)).x
