@@ -60,7 +60,7 @@ def test_scales_zero_and_one_are_the_branches(predicts: Any) -> None:
 
 @pytest.mark.parametrize("name", [n for n in PROCESSES if n != "MeanReverting"])
 def test_the_extrapolation_is_linear_and_the_same_in_every_view(name: str) -> None:
-    """u + w (c - u) of each view, whichever view carries it. Conversions lose at most their condition, below 1e4 here."""
+    """u + w (c - u) of each view, whichever view carries it, to the conditions of conversions (below 1e4)."""
     process, w = PROCESSES[name], 2.5
     t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
     exact = world().denoiser(process)

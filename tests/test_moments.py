@@ -1,12 +1,13 @@
 """Laws of solvers on Gaussian data, computed exactly by propagating the table, in float64."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from worlds import F64, normal
 
 import ornstein as orn
+from worlds import F64, normal
 
 PROCESSES = [orn.VP(), orn.SubVP(), orn.VE(), orn.Cosine(), orn.EDM(), orn.Flow()]
 SOLVERS = [
@@ -61,8 +62,9 @@ WEAK_ORDER = {
 @pytest.mark.parametrize("solver", WEAK_ORDER, ids=repr)
 @pytest.mark.parametrize("process", [orn.VP(), orn.Flow(), orn.EDM()], ids=repr)
 def test_weak_order_of_the_variance(process, solver):
-    """The variance converges to alpha^2 c + sigma^2 with the solver's order; the slope over the two finest halvings is
-    at least that less 0.2 (a Gaussian is kinder than most laws to order 3). A table whose noise has half the standard deviation stays a constant away."""
+    """The variance converges to alpha^2 c + sigma^2 with the solver's order: the slope over the two finest halvings is
+    at least that less 0.2 (a Gaussian is kinder than most laws to order 3). A table whose noise has half the standard
+    deviation stays a constant away."""
     c = 0.7
     steps = (200, 400, 800) if WEAK_ORDER[solver] == 1 else (50, 100, 200)
     defects = []
@@ -70,7 +72,7 @@ def test_weak_order_of_the_variance(process, solver):
         grid = GRID(process, steps=n)
         truth = float(grid.alpha[-1] ** 2 * c + grid.sigma[-1] ** 2)
         defects.append(abs(law(process, solver, grid, 0.3, c)[1] - truth))
-    for coarse, fine in zip(defects, defects[1:], strict=False):
+    for coarse, fine in itertools.pairwise(defects):
         assert math.log2(coarse / fine) > WEAK_ORDER[solver] - 0.2
     table = solver.compile(process, GRID(process, steps=steps[-1]))
     if table.noises:
@@ -90,7 +92,7 @@ def test_ddim_at_eta_one_is_ancestral_and_at_half_is_neither():
 
 
 def test_the_two_variances_of_ddpm_are_right_for_their_data():
-    """"posterior" is exact for a point, "forward" for standard normal data under VP, in any number of steps."""
+    """ "posterior" is exact for a point, "forward" for standard normal data under VP, in any number of steps."""
     grid = GRID(orn.VP(), steps=4)
     for variance, c in (("posterior", 0.0), ("forward", 1.0)):
         truth = float(grid.alpha[-1] ** 2 * c + grid.sigma[-1] ** 2)
@@ -119,9 +121,11 @@ def test_ddim_with_noise_samples_the_mixture():
     (statistic below sqrt(ln(2/1e-3)/2n) plus its computed weak error), one with the noise left out does not."""
     n = 4000
     world = orn.exact.GaussianMixture(
-        torch.tensor([[-1.0], [1.5]], dtype=F64), torch.tensor([0.3, 0.5], dtype=F64), torch.tensor([0.3, 0.7], dtype=F64)
+        torch.tensor([[-1.0], [1.5]], dtype=F64),
+        torch.tensor([0.3, 0.5], dtype=F64),
+        torch.tensor([0.3, 0.7], dtype=F64),
     )
-    process, oracle = orn.Flow(), world.denoiser(orn.Flow())
+    oracle = world.denoiser(orn.Flow())
 
     def statistic(solver):
         x = orn.sample(oracle, (n, 1), solver=solver, steps=200, seed=0, dtype=F64).x.flatten().sort().values

@@ -6,13 +6,14 @@ digits above the reference's own.
 """
 
 import functools
+import itertools
 import math
 
 import pytest
 import torch
-from worlds import F64, at, ring
 
 import ornstein as orn
+from worlds import F64, at, ring
 
 WORLD = ring()
 RANGE = {"start": -5.0, "end": 5.0, "to_data": False}
@@ -42,7 +43,7 @@ def errors(process, solver, steps, *, grid=GRID, predicts="x0"):
 
 
 def slopes(found):
-    return [math.log2(a / b) for a, b in zip(found, found[1:], strict=False)]
+    return [math.log2(a / b) for a, b in itertools.pairwise(found)]
 
 
 CASES = [
@@ -57,14 +58,18 @@ CASES = [
 
 @pytest.mark.system("dpm-solver-pp", rival="order below: each slope excludes the next lower and higher order")
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
-@pytest.mark.parametrize(("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else "")
+@pytest.mark.parametrize(
+    ("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else ""
+)
 def test_order_from_noise(process, solver, order, steps):
     found = errors(process, solver, steps)
     assert min(found) > 1e-9
     assert slopes(found) == pytest.approx([order, order], abs=0.2)
 
 
-@pytest.mark.parametrize(("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else "")
+@pytest.mark.parametrize(
+    ("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else ""
+)
 def test_order_from_the_middle_of_a_trajectory(solver, order, steps):
     found = errors(orn.Flow(), solver, steps, grid=MIDDLE)
     assert min(found) > 1e-9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_default_weights_bound_the_loss(process: Any, view: View) -> None:
         assert expected.max() <= m * (1 + 1e-12)
         assert losses.isfinite().all()
         # the squared Gaussian target over its mean is chi^2 of one degree, variance 2; 8 n of them, at most m times 1
-        assert abs(float((losses / expected).mean()) - 1) < 5 * math.sqrt(2 / (8 * n))
+        assert abs(float((losses / expected).detach().mean()) - 1) < 5 * math.sqrt(2 / (8 * n))
     if view == "score":  # the simpler relative: no weight, no bound
         losses, _ = Objective(time=Ends(), weighting=lambda level, view, process: torch.ones_like(level.t)).losses(
             model, x0, seed=2
@@ -547,10 +548,8 @@ def test_bad_input(case: str) -> None:
     model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     arguments: dict[str, Any] = {"data": X, "cond": Y, "steps": 3, "batch_size": 20, **change}
-    with pytest.raises(Exception, match=message) as caught:
-        fit(model, **arguments)
-    # beartype answers for a literal of the wrong value while tests run; users get the ValueError
-    assert isinstance(caught.value, ValueError) or "beartype" in type(caught.value).__module__
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(fit)(model, **arguments)  # as users have it: without the type checker of the tests
     assert same(before, model.state_dict())
 
 

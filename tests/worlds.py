@@ -13,7 +13,9 @@ def ring(std: float = 0.15) -> orn.exact.GaussianMixture:
     """Six modes of standard deviation 0.15 on a circle of radius 2, of different weight."""
     angles = torch.arange(6, dtype=F64) * math.pi / 3
     means = 2 * torch.stack([angles.cos(), angles.sin()], 1)
-    return orn.exact.GaussianMixture(means, torch.full((6,), std, dtype=F64), torch.tensor([1.0, 2, 3, 1, 2, 3], dtype=F64))
+    return orn.exact.GaussianMixture(
+        means, torch.full((6,), std, dtype=F64), torch.tensor([1.0, 2, 3, 1, 2, 3], dtype=F64)
+    )
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

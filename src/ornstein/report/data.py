@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,12 @@ NAMED = ("digits",)
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out samples (n, *event), with labels (n,) or None, and the bounds that samples keep."""
+    """Training and held-out samples (n, *event), with labels (n,) or None."""
 
     train: Tensor
     held_out: Tensor
     train_labels: Tensor | None
     held_out_labels: Tensor | None
-    bounds: tuple[float, float] | None = None
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ def load_split(name: str, held_out: float, seed: int) -> Split:
     Errors: ValueError for an unknown name, a file that holds no samples, values that are not finite, or labels that do
     not fit; FileNotFoundError for a file that does not exist.
     """
-    x, y, bounds = _digits() if name == "digits" else _file(name)
+    x, y = _digits() if name == "digits" else _file(name)
     n = len(x)
     if n < 10:
         raise ValueError(f"{name} holds {n} samples: at least 10 are needed to train and to judge")
@@ -54,16 +54,21 @@ def load_split(name: str, held_out: float, seed: int) -> Split:
     order = torch.randperm(n, generator=generator(derive(seed, "split")))
     count = min(max(round(held_out * n), 2), n - 2)
     test, fit = order[:count], order[count:]
-    return Split(x[fit], x[test], None if y is None else y[fit], None if y is None else y[test], bounds)
+    return Split(x[fit], x[test], None if y is None else y[fit], None if y is None else y[test])
 
 
-def _digits() -> tuple[Tensor, Tensor, tuple[float, float]]:
+def bounds_of(name: str) -> tuple[float, float] | None:
+    """The least and greatest value that samples of named data may have; None for a file."""
+    return (0.0, 1.0) if name == "digits" else None
+
+
+def _digits() -> tuple[Tensor, Tensor]:
     digits = require("sklearn.datasets", extra="metrics").load_digits()
     x = torch.tensor(digits.data / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    return x, torch.tensor(digits.target, dtype=torch.int64), (0.0, 1.0)
+    return x, torch.tensor(digits.target, dtype=torch.int64)
 
 
-def _file(name: str) -> tuple[Tensor, Tensor | None, None]:
+def _file(name: str) -> tuple[Tensor, Tensor | None]:
     path = Path(name)
     if path.suffix not in (".npz", ".npy"):
         raise ValueError(f"unknown data {name!r}; {nearest(name, NAMED)} Or give an .npz (x, y) or .npy file")
@@ -77,10 +82,10 @@ def _file(name: str) -> tuple[Tensor, Tensor | None, None]:
     array = arrays["x"]
     if array.ndim < 2 or array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: x must be numbers (n, ...), got {array.dtype} of shape {array.shape}")
-    return torch.tensor(array, dtype=torch.float32), _labels(name, arrays.get("y"), len(array)), None
+    return torch.tensor(array, dtype=torch.float32), _labels(name, arrays.get("y"), len(array))
 
 
-def _labels(name: str, y: np.ndarray | None, n: int) -> Tensor | None:
+def _labels(name: str, y: np.ndarray[Any, Any] | None, n: int) -> Tensor | None:
     if y is None:
         return None
     if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:

@@ -1,9 +1,12 @@
-"""Names that a person types, and the nearest real one when it does not exist."""
+"""Names that a person types, and the nearest real one when it does not exist. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+SOLVERS = ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm")
+"""Solvers of the command line; `ornstein.report.run` says what each stands for."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

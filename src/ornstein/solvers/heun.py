@@ -30,7 +30,7 @@ class Heun(Solver):
         for t, s in pairwise(grid):
             p = table.evaluate(x, t)
             euler = (s.sigma / t.sigma) * x + (s.alpha - t.alpha * s.sigma / t.sigma) * p.x0
-            if float(s.sigma) == 0 or float(t.alpha) == 0:
+            if bool((s.sigma == 0).any() | (t.alpha == 0).any()):
                 x = table.step(euler, s)
                 continue
             q = table.evaluate(table.register(euler, s), s)

@@ -68,7 +68,7 @@ class _Recorder:
 
     def __call__(self, row: int, mean: Tensor, std: float, noise: Tensor) -> tuple[Tensor, Tensor]:
         if self.states is None:
-            state = mean + std * noise
+            state = torch.add(mean, noise, alpha=std)
         else:
             state = self.states[len(self.kept)]
             noise = (state - mean) / std
