@@ -11,6 +11,7 @@ azula and k-diffusion with --no-deps). Writes benchmarks/results/overhead.json a
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import platform
@@ -27,7 +28,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ornstein as orn
-from ornstein.solvers import Loop
 
 STEPS = 50
 SHAPES = [(64, 2), (16, 3, 64, 64)]
@@ -54,14 +54,13 @@ class Half(torch.nn.Module):
         return x * 0.5
 
 
-def ours(solver: orn.Solver, noisy: bool = False) -> Run:
+def ours(solver: orn.Solver) -> Run:
     process = orn.EDM()
     table = solver.compile(process, orn.Karras()(process, steps=STEPS))
     model = orn.Denoiser(Half(), process, predicts="x0")
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return Loop(model, table, x).run(orn.Noise(0, batch=len(x)))
+        return orn.sample(model, x_init=x, table=table, seed=0).x
 
     return run
 
@@ -107,24 +106,22 @@ def hand_dpmpp() -> Run:
     return run
 
 
-def k_diffusion(name: str) -> Run:
-    """Its sampling.py alone, without the packages around it."""
+@functools.cache
+def k_diffusion_sampling() -> types.ModuleType:
+    """k-diffusion's sampling.py alone: the package around it imports a dozen heavy ones."""
     spec = importlib.util.find_spec("k_diffusion")
     assert spec is not None
     assert spec.origin is not None
-    stub = {"k_diffusion": types.ModuleType("k_diffusion"), "k_diffusion.utils": types.ModuleType("utils")}
-    stub["k_diffusion"].__path__ = [str(Path(spec.origin).parent)]
-    for missing in ("torchsde", "torchdiffeq", "scipy", "tqdm.auto"):
-        try:
-            importlib.import_module(missing)
-        except ImportError:
-            stub[missing] = types.ModuleType(missing)
-            stub[missing].odeint = None
-    sys.modules.update(stub)
-    stub["k_diffusion"].utils = stub["k_diffusion.utils"]
-    stub["k_diffusion.utils"].append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
-    module = importlib.import_module("k_diffusion.sampling")
-    sampler, net, grid = getattr(module, name), Half(), torch.tensor(sigmas())
+    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
+    package.__path__ = [str(Path(spec.origin).parent)]
+    package.utils = utils
+    utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
+    sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
+    return importlib.import_module("k_diffusion.sampling")
+
+
+def k_diffusion(name: str) -> Run:
+    sampler, net, grid = getattr(k_diffusion_sampling(), name), Half(), torch.tensor(sigmas())
 
     def run(x: torch.Tensor) -> torch.Tensor:
         return sampler(net, x, grid, disable=True)

@@ -205,6 +205,7 @@ def test_a_denoiser_gives_its_scaling_back() -> None:
     assert model.scaling is scaling
     assert orn.CFG(model, 2.0).scaling is scaling
     assert orn.Denoiser(Net(), Flow()).scaling is None
+    assert orn.BaseDenoiser().scaling is None
     x = normals(3, 2)
     assert torch.equal(model(x, 0.5).x0, 0 * x)  # predictions stay in model units
     for guided in (model, orn.CFG(model, 2.0)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ def test_derive_is_pinned() -> None:
     """The first eight bytes of a SHA-256, shifted: if these move, every published run changes."""
     assert derive(0, "batch", 7) == PINNED[0]
     assert derive(123456789) == PINNED[1]
+    assert inspect.unwrap(derive)(np.int64(0), "batch", np.int32(7)) == PINNED[0]  # past the types that tests check
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        inspect.unwrap(derive)(0.5)
 
 
 def test_derive_tells_paths_apart() -> None:
@@ -139,6 +144,8 @@ def test_shapes_of_one_seed_share_no_numbers() -> None:
 def test_wrong_numbers_of_seeds_and_shapes() -> None:
     with pytest.raises(ValueError, match="3 per-sample seeds for a batch of 4: give one seed a sample"):
         Noise([1, 2, 3], batch=4)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        Noise(torch.tensor([0.5, 0.7]), batch=2)
     with pytest.raises(ValueError, match=r"shape \(3, 2\) asked of a stream for a batch of 4"):
         Noise(0, batch=4).normal((3, 2))
 

@@ -35,6 +35,7 @@ from ornstein.training import (
 )
 from ornstein.training.drop import dropper
 from ornstein.training.feeds import TensorFeed
+from ornstein.training.schedule import factor_of
 
 PROCESSES = [orn.VP(), orn.SubVP(), orn.VE(), orn.Cosine(), orn.Cosine(0.008), orn.EDM(), orn.Flow()]
 COV = torch.tensor([[1.5, 0.6], [0.6, 0.5]], dtype=torch.float64)
@@ -153,6 +154,10 @@ def test_components_add() -> None:
         def forward(self, x: Any, t: Tensor, cond: Any = None) -> Any:
             return Pair(0 * x.a, 0 * x.b)
 
+    class Careless(nn.Module):
+        def forward(self, x: Any, t: Tensor, cond: Any = None) -> Any:
+            return Pair(0 * x.a, 0 * x.b + 7)  # whatever it says where the mask is 0 does not count
+
     product = orn.Product(Pair(orn.VP(), orn.Flow()))
     x0 = Pair(torch.full((4000, 3), 2.0, dtype=torch.float64), torch.full((4000, 1), 3.0, dtype=torch.float64))
     loss, t = Objective().losses(orn.Denoiser(Halves(), product, "v"), x0, seed=0)
@@ -162,7 +167,7 @@ def test_components_add() -> None:
     assert abs(float((loss - expected).mean())) < 4.5 * float((loss - expected).std()) / math.sqrt(4000)
 
     masked = orn.Product(product.processes, project=lambda state, cond: Pair(state.a, 0 * state.b))
-    loss, _ = Objective().losses(orn.Denoiser(Halves(), masked, "v"), x0, seed=0)
+    loss, _ = Objective().losses(orn.Denoiser(Careless(), masked, "v"), x0, seed=0)
     assert abs(float((loss - (vp.sigma**2 * 4 + vp.alpha**2)).mean())) < 4.5 * float(loss.std()) / math.sqrt(4000)
 
 
@@ -326,13 +331,13 @@ def test_ema_closed_form() -> None:
         half.update()
     assert float(half.state_dict()["weight"]) == pytest.approx(5.5, rel=1e-12)
     with half.swap():
-        assert float(model.weight) == pytest.approx(5.5)
-    assert float(model.weight) == 6.0
+        assert model.weight.item() == pytest.approx(5.5)
+    assert model.weight.item() == 6.0
     with pytest.raises(RuntimeError), half.swap():
         raise RuntimeError
-    assert float(model.weight) == 6.0
+    assert model.weight.item() == 6.0
     half.copy()
-    assert float(model.weight) == pytest.approx(5.5)
+    assert model.weight.item() == pytest.approx(5.5)
     for bad in ({"decay": 1.0}, {"decay": -0.1}, {"half_life": 0.0}):
         with pytest.raises(ValueError, match="got"):
             EMA(model, **bad)
@@ -403,21 +408,31 @@ def test_scaling_is_applied_to_the_data() -> None:
 
 
 def test_every_step_has_its_own_randomness() -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     class Watcher(Zero):
         def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
             if self.training:
-                seen.append((x.detach(), t + torch.rand(())))  # the net's own randomness too
+                seen.append((x.detach(), t, torch.rand(3)))
             return super().forward(x, t, cond)
 
+    class Half(UniformTime):
+        def quantile(self, u: Tensor, process: Any) -> Tensor:
+            return torch.full_like(u, 0.5)
+
     state = torch.get_rng_state()
-    for _ in range(2):
-        fit(orn.Denoiser(Watcher(), orn.Flow(), "v"), torch.ones(1, 3), steps=20, batch_size=4, seed=9)
-    assert torch.equal(torch.get_rng_state(), state)
-    for k in range(2):
-        assert len({tuple(pair[k].flatten().tolist()) for pair in seen[:20]}) == 20
-        assert all(torch.equal(a[k], b[k]) for a, b in zip(seen[:20], seen[20:], strict=True))
+    for law in (UniformTime(), UniformTime(), Half()):
+        model = orn.Denoiser(Watcher(), orn.Flow(), "v")
+        fit(model, torch.ones(1, 3), steps=20, batch_size=4, seed=9, objective=Objective(time=law))
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is as it was
+    first, again, fixed = (
+        [tuple(tuple(part.flatten().tolist()) for part in step) for step in seen[start : start + 20]]
+        for start in (0, 20, 40)
+    )
+    assert first == again
+    _, times, own = zip(*first, strict=True)
+    states, _, _ = zip(*fixed, strict=True)  # at one time and from one point: the noise alone
+    assert len(set(times)) == len(set(own)) == len(set(states)) == 20
 
 
 def test_drop_rate() -> None:
@@ -533,10 +548,9 @@ def bad_cases() -> dict[str, tuple[str, dict[str, Any]]]:
         "warmup": ("warmup", {"warmup": -1}),
         "ema": ("decay must lie", {"ema": 1.0}),
         "precision": ("'fp32' or 'bf16'", {"precision": "fp8"}),
-        "schedule": ("'cosine', 'constant'", {"schedule": "linear"}),
         "no null": ("needs a null value for 'mask'", {"drop": {"mask": 0.1}}),
         "probability": ("is a probability: got 1.5", {"drop": {"label": 1.5}}),
-        "type": ("a tensor, a Dataset or a DataLoader: got list", {"data": [1, 2]}),
+        "type": ("a tensor, a Dataset or a DataLoader: got list", {"data": [1, 2], "cond": None}),
         "dataset cond": ("goes with a tensor", {"data": TensorDataset(X)}),
         "three parts": ("got 3 parts", {"data": TensorDataset(X, X, X), "cond": None}),
     }
@@ -553,6 +567,12 @@ def test_bad_input(case: str) -> None:
     assert same(before, model.state_dict())
 
 
+def test_unknown_schedule() -> None:
+    unchecked: Any = inspect.unwrap(factor_of)
+    with pytest.raises(ValueError, match="'cosine', 'constant' or a function of the step: got 'linear'"):
+        unchecked("linear", 10, None)
+
+
 def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     first = small(scaling=orn.Scaling(torch.tensor([1.0, 2.0]), 3.0))
@@ -562,7 +582,7 @@ def test_weights_are_saved_and_loaded(tmp_path: Path) -> None:
     assert load_weights(second, path) == {"note": [1, "two"]}
     assert same(first.state_dict(), second.state_dict())
     for other, message in (
-        (small(), "'scaling.mean', which this Denoiser lacks"),
+        (small(), "'scaling.*', which this Denoiser lacks"),
         (small(scaling=orn.Scaling(torch.zeros(3), 1.0)), r"'scaling.mean' has shape \(2,\)"),
         (orn.FlowMap(), "lacks"),
     ):

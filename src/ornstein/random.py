@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 from typing import TypeAlias
 
 import torch
@@ -16,7 +17,8 @@ _BLOCK = 8  # registers drawn at once for per-sample seeds; part of the stream's
 
 def derive(seed: int, *path: int | str) -> int:
     """A child seed of 63 bits, the same on every machine: `derive(seed, "batch", step)` names one stateless stream."""
-    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
+    names = tuple(part if isinstance(part, str) else index(part) for part in (seed, *path))  # numpy prints its own way
+    digest = hashlib.sha256(repr(names).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -59,7 +61,7 @@ class Noise:
             self.seed: int | torch.Generator | tuple[int, ...] = seed
             self._start = seed.get_state() if isinstance(seed, torch.Generator) else None
         else:
-            seeds = tuple(int(s) for s in (seed.tolist() if isinstance(seed, Tensor) else seed))
+            seeds = tuple(index(s) for s in (seed.tolist() if isinstance(seed, Tensor) else seed))
             if len(seeds) != batch:
                 raise ValueError(f"{len(seeds)} per-sample seeds for a batch of {batch}: give one seed a sample")
             self.seed = seeds

@@ -19,8 +19,8 @@ class Net(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["mlp", "unet", "dit"] = "mlp"
-    width: int = Field(256, ge=4)
-    depth: int = Field(3, ge=1)
+    width: int = Field(default=256, ge=4)
+    depth: int = Field(default=3, ge=1)
 
 
 class Config(BaseModel):
@@ -29,15 +29,15 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: str = "digits"
-    held_out: float = Field(0.2, gt=0, lt=1)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
     net: Net = Net()
     process: Literal["edm", "flow", "vp", "subvp", "ve", "cosine"] = "edm"
     predicts: Literal["edm", "x0", "noise", "velocity", "v", "score"] = "edm"
-    drop: float = Field(0.1, ge=0, le=1)
-    steps: int = Field(1200, ge=1)
-    batch_size: int = Field(256, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    ema: float = Field(0.99, ge=0, lt=1)
+    drop: float = Field(default=0.1, ge=0, le=1)
+    steps: int = Field(default=1200, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    ema: float = Field(default=0.99, ge=0, lt=1)
     seed: int = 0
     event: tuple[int, ...] | None = None
     labels: int | None = None

@@ -98,7 +98,9 @@ def image(x: Tensor, columns: int | None = None, bounds: tuple[float, float] | N
     return buffer.getvalue()
 
 
-def picture(x: Tensor, alt: str, *, columns: int | None = None, bounds: tuple[float, float] | None = None, zoom: int = 4) -> str:
+def picture(
+    x: Tensor, alt: str, *, columns: int | None = None, bounds: tuple[float, float] | None = None, zoom: int = 4
+) -> str:
     """The images of `image` as an <img> that holds its own data, each pixel `zoom` wide."""
     wide = min(columns or len(x), len(x)) * (x.shape[3] + 1) - 1
     data = base64.b64encode(image(x, columns, bounds)).decode()

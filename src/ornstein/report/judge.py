@@ -70,7 +70,12 @@ class Judge:
 
     def references(self) -> dict[str, Any]:
         """What real data score: training against held-out data, and the classifier on held-out data."""
-        found: dict[str, Any] = {"samples": self.n, "frechet": self.reference, "frechet_ratio": 1.0, "nearest_ratio": 1.0}
+        found: dict[str, Any] = {
+            "samples": self.n,
+            "frechet": self.reference,
+            "frechet_ratio": 1.0,
+            "nearest_ratio": 1.0,
+        }
         if self.classifier is not None:
             found["label_accuracy"] = self.classifier.accuracy
         return found
@@ -90,7 +95,7 @@ def goals(figures: dict[str, float]) -> list[Goal]:
 def diversity(x: Tensor, labels: Tensor) -> float:
     """Mean distance of two samples of one class: x (n, *event), labels (n,) -> the mean over classes of two or more."""
     means = []
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         members = x[labels == label].flatten(1).double()
         if len(members) > 1:
             means.append(torch.nn.functional.pdist(members).mean())

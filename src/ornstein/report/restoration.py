@@ -52,7 +52,9 @@ def psnr(x: Tensor, truth: Tensor) -> float:
     return -10 * math.log10(float((x - truth).square().mean()))
 
 
-def restore(run: Run, split: Split, *, steps: int, budgets: tuple[int, ...], progress: bool | None = None) -> Restoration:
+def restore(
+    run: Run, split: Split, *, steps: int, budgets: tuple[int, ...], progress: bool | None = None
+) -> Restoration:
     """Train on pairs of digits and damaged digits, and restore held-out ones by several solvers and budgets."""
     seed, scaling = run.config.seed, Scaling.of(split.train)
     spoilt = torch.cat([damage(split.train, derive(seed, "damage", k)) for k in range(8)])
@@ -81,7 +83,14 @@ def restore(run: Run, split: Split, *, steps: int, budgets: tuple[int, ...], pro
     def run_solver(solver: str, count: int, grid: Grid) -> tuple[Tensor, int]:
         cond = {"mean": scaling.encode(damaged)}
         out = sample(
-            model, tuple(truth.shape), cond=cond, solver=SOLVERS[solver], nfe=count, grid=grid, seed=seed, progress=False
+            model,
+            tuple(truth.shape),
+            cond=cond,
+            solver=SOLVERS[solver],
+            nfe=count,
+            grid=grid,
+            seed=seed,
+            progress=False,
         )
         return out.x.clamp(0, 1), out.nfe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from ornstein.denoiser import BaseDenoiser, Denoiser, EDMPrecondition, Scaling
 from ornstein.guidance import CFG
-from ornstein.io import atomic_write, load_tensors, read_json, write_json
-from ornstein.nets import NULL, MLP, DiT, UNet
+from ornstein.io import atomic_write, load_tensors, write_json
+from ornstein.nets import MLP, NULL, DiT, UNet
 from ornstein.nets.base import Net
 from ornstein.processes import EDM, VE, VP, Cosine, Flow, GaussianProcess, SubVP
 from ornstein.report.config import Config, make_config, read_config, write_config
@@ -39,6 +40,15 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: what metrics.json holds, the samples in the data's units, and their judge."""
+
+    metrics: dict[str, Any]
+    x: Tensor
+    judge: Judge
+
+
 class Run:
     """One training and what came of it, in `folder`. `Run.create` makes or resumes one, `Run.open` reads one."""
 
@@ -57,9 +67,11 @@ class Run:
             kept = run.config.model_dump()
             if differ := [key for key in asked.model_fields_set if _differs(getattr(asked, key), kept[key])]:
                 was = ", ".join(f"{key} = {kept[key]}" for key in sorted(differ))
-                raise ValueError(f"{folder} is a run with {was}: leave that as it is to resume, or choose another --out")
+                raise ValueError(
+                    f"{folder} is a run with {was}: leave that as it is to resume, or choose another --out"
+                )
             return run
-        split = load_split(asked.data, asked.held_out, asked.seed)
+        split = load_split(asked.data, asked.held_out)
         config = asked.model_copy(update={"event": split.event, "labels": split.labels})
         build_net(config)  # what cannot be built is refused before anything is written
         write_config(path, config)
@@ -81,7 +93,7 @@ class Run:
     def split(self) -> Split:
         """The data, split as it was for training."""
         if self._split is None:
-            self._split = load_split(self.config.data, self.config.held_out, self.config.seed)
+            self._split = load_split(self.config.data, self.config.held_out)
         return self._split
 
     @property
@@ -147,7 +159,9 @@ class Run:
         if labels is not None and not classes:
             raise ValueError(f"{self.folder} was trained without labels: ask for none")
         if labels is not None and not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"label {int(labels[(labels < 0) | (labels >= classes)][0])}: there are 0 to {classes - 1}")
+            raise ValueError(
+                f"label {int(labels[(labels < 0) | (labels >= classes)][0])}: there are 0 to {classes - 1}"
+            )
         if guidance != 1 and not (classes and self.config.drop):
             raise ValueError("guidance needs a model trained with labels of which some were dropped (drop > 0)")
         if labels is None and classes:
@@ -167,9 +181,7 @@ class Run:
         bounds = bounds_of(self.config.data)
         return Samples(out.x if bounds is None else out.x.clamp(*bounds), out.nfe, out.seed, out.table)
 
-    def evaluate(
-        self, *, solver: str = "dpmpp", steps: int = 20, guidance: float = 1.0, seed: int = 0
-    ) -> dict[str, Any]:
+    def evaluate(self, *, solver: str = "dpmpp", steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Evaluation:
         """Sample as many as are held out, with their labels, judge them, and write metrics.json and samples.npz."""
         judge = Judge(self.split)
         out = self.sample(judge.n, labels=judge.labels, solver=solver, steps=steps, guidance=guidance, seed=seed)
@@ -180,12 +192,11 @@ class Run:
             "references": judge.references(),
         }
         write_json(self.folder / "metrics.json", metrics)
-        return metrics
+        return Evaluation(metrics, out.x, judge)
 
-    def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds."""
-        found: dict[str, Any] = read_json(self.folder / "metrics.json")
-        return found
+    def history(self) -> Tensor:
+        """The loss of every step so far, (steps,)."""
+        return load_tensors(self.checkpoint, kind="checkpoint")[0]["history"][:, 0]
 
 
 def build(config: Config, scaling: Scaling) -> Denoiser:

@@ -13,7 +13,7 @@ from ornstein.report import html
 from ornstein.report.data import Split, bounds_of
 from ornstein.report.figures import chart, picture
 from ornstein.report.judge import goals
-from ornstein.report.run import Run
+from ornstein.report.run import Evaluation, Run
 
 FIGURES = {
     "label_accuracy": "label accuracy",
@@ -23,15 +23,17 @@ FIGURES = {
 }
 
 
-def run_page(run: Run, x: Tensor, labels: Tensor | None, history: Mapping[str, Tensor]) -> None:
+def run_page(run: Run, found: Evaluation) -> None:
     """Write the report of a run that was evaluated: report.html in its folder."""
-    metrics = run.metrics()
-    sampler = ", ".join(f"{key} {value}" for key, value in metrics["sampler"].items())
-    parts = [quality(metrics, sampler)]
-    if plates := by_class(run.split, x, labels, run.config.data):
-        parts.append(plates)
-    parts.append(loss(history))
-    lead = f"{run.config.data}, {run.config.steps} steps of {run.config.net.kind} with {run.config.process}"
+    sampler = ", ".join(f"{key} {value}" for key, value in found.metrics["sampler"].items())
+    parts = [
+        quality(found.metrics, sampler),
+        by_class(run.split, found.x, found.judge.labels, run.config.data),
+        loss(run.history()),
+    ]
+    config = run.config
+    steps = f"{config.steps} steps of {config.batch_size} samples"
+    lead = f"{config.data}: {config.net.kind}, process {config.process}, {steps}."
     atomic_write(run.folder / "report.html", html.page(f"Run {run.folder.name}", lead, parts).encode())
 
 
@@ -40,8 +42,8 @@ def quality(metrics: Mapping[str, Any], sampler: str) -> str:
     figures, references = metrics["figures"], metrics["references"]
     names = [name for name in FIGURES if name in figures]
     accuracy = (
-        f" The classifier of label accuracy was fitted to training data and is right on {references['label_accuracy']:.1%}"
-        " of held-out data."
+        f" The classifier of label accuracy was fitted to training data and is right on "
+        f"{references['label_accuracy']:.1%} of held-out data."
         if "label_accuracy" in references
         else ""
     )
@@ -53,9 +55,9 @@ def quality(metrics: Mapping[str, Any], sampler: str) -> str:
             [["samples", *(f"{figures[name]:.3f}" for name in names)]],
             ["real data", *(f"{references[name]:.3f}" for name in names)],
         ),
-        f"One set of {references['samples']} samples ({sampler}). The Fréchet distance, on pixels, is to as many held-out "
-        "samples; its reference is the distance of as many training samples to the same, averaged over disjoint sets. "
-        "The nearest ratio is the median distance of a sample to its nearest training sample, over that of held-out "
+        f"One set of {references['samples']} samples ({sampler}). The Fréchet distance, on pixels, is to as many "
+        "held-out samples; its reference is the distance of as many training samples to the same, averaged over disjoint "
+        "sets. The nearest ratio is the median distance of a sample to its nearest training sample, over that of held-out "
         f"data: below 0.95 a model copies, above 1.15 it is noisy.{accuracy}",
     )
 
@@ -71,19 +73,20 @@ def by_class(split: Split, x: Tensor, labels: Tensor | None, name: str, columns:
     else:
         both = sorted(set(labels.tolist()) & set(real_labels.tolist()))[:20]
         rows = [
-            [f"<b>{k}</b>", *_pair(split.held_out[real_labels == k][:columns], x[labels == k][:columns], f"class {k}", bounds)]
+            [
+                f"<b>{k}</b>",
+                *_pair(split.held_out[real_labels == k][:columns], x[labels == k][:columns], f"class {k}", bounds),
+            ]
             for k in both
         ]
     return html.section("Samples by class", html.plates(rows, ["", "held-out data", "samples"]))
 
 
-def loss(history: Mapping[str, Tensor]) -> str:
-    """The training loss, averaged over windows."""
-    steps, values = history["step"], history["loss"].double()
+def loss(values: Tensor) -> str:
+    """The training loss (steps,), averaged over windows."""
     window = max(1, len(values) // 60)
-    whole = len(values) // window * window
-    smooth = values[:whole].reshape(-1, window).mean(1)
-    at = steps[:whole].reshape(-1, window).double().mean(1)
+    smooth = values[: len(values) // window * window].double().reshape(-1, window).mean(1)
+    at = (torch.arange(len(smooth)) + 0.5) * window
     svg = chart(
         {"loss": (at.tolist(), smooth.tolist())},
         name="loss", x="training step", y="weighted squared error", marks=False, height=2.8,
@@ -92,8 +95,8 @@ def loss(history: Mapping[str, Tensor]) -> str:
         "Training loss",
         html.figure(
             svg,
-            f"Means over {window} steps of the loss in units of the network's own target (1 is what a network that knows "
-            "nothing scores). It does not fall to zero: what the noise has hidden cannot be known.",
+            f"Means over {window} steps of the loss in units of the network's own target (1 is what a network that "
+            "knows nothing scores). It does not fall to zero: what the noise has hidden cannot be known.",
         ),
     )
 
@@ -103,8 +106,3 @@ def _pair(real: Tensor, made: Tensor, what: str, bounds: tuple[float, float] | N
         picture(part, f"{kind}, {what}", bounds=bounds, zoom=max(1, 32 // part.shape[-1])) if len(part) else ""
         for part, kind in ((real, "held-out data"), (made, "samples"))
     ]
-
-
-def history_of(tensor: Tensor) -> dict[str, Tensor]:
-    """The history in a checkpoint, (steps, 2), by name."""
-    return {"step": torch.arange(1, len(tensor) + 1), "loss": tensor[:, 0], "grad_norm": tensor[:, 1]}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..denoiser import BaseDenoiser
 from ..processes import Level, Process, ProductLevel
 from .grids import check_grid
-from .loop import levels_of
+from .program import levels_of
 from .table import ProductTable, Table, Writer
 
 

@@ -180,6 +180,7 @@ class Table:
     evaluations: tuple[Evaluation, ...]
     noises: tuple[Interval, ...]
     order: tuple[tuple[str, int], ...]
+    programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # kept by the loop
 
     def __post_init__(self) -> None:
         made: set[Atom] = {Register(0)}
@@ -325,6 +326,7 @@ class ProductTable:
     """One table for each component of a product process; all share the evaluations."""
 
     components: tuple[Table, ...]
+    programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # kept by the loop
 
     def __post_init__(self) -> None:
         first = self.components[0]

@@ -1,0 +1,228 @@
+"""From a table to instructions: views folded into coefficients, registers given slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._types import View
+from ..errors import TableError
+from ..processes import Level, ProductLevel
+from .table import Coefficient, Gaussian, Output, ProductTable, Register, Table
+
+Key: TypeAlias = tuple[Any, ...]  # ("r", component, m), ("p", component, e, head) or ("z", component, l)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Call evaluation `index` on the state in `inputs`; keep its heads in `outputs`: (slot, component, head)."""
+
+    index: int
+    inputs: tuple[int, ...]
+    outputs: tuple[tuple[int, int, str], ...]
+    drop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draw fresh noise of the component's shape into a slot."""
+
+    slot: int
+    component: int
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Register `row` of a component: the sum of coefficients times slots. A coefficient 1.0 stands first.
+
+    `noise` is the (slot, std) of fresh noise, split off where transitions are recorded.
+    """
+
+    slot: int
+    terms: tuple[tuple[int, Any], ...]
+    plain: bool
+    row: int
+    component: int
+    noise: tuple[int, float] | None
+    drop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class After:
+    """Let hooks look at register `row` in `slots`, and at the live registers: (m, slots)."""
+
+    row: int
+    slots: tuple[int, ...]
+    live: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions over `size` slots; `inputs` hold the initial state, `result` the last."""
+
+    steps: tuple[Evaluate | Draw | Combine | After, ...]
+    size: int
+    inputs: tuple[int, ...]
+    result: tuple[int, ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether all coefficients are floats."""
+        return all(step.plain for step in self.steps if isinstance(step, Combine))
+
+
+def stacked(levels: Sequence[Level]) -> Level:
+    """Levels as one, along a new first axis."""
+    return Level(*(torch.stack([getattr(level, f.name) for level in levels]) for f in fields(Level)))
+
+
+def levels_of(table: Table | ProductTable) -> Any:
+    """The levels of all evaluations, stacked as one."""
+    own = [stacked([e.level for e in component.evaluations]) for component in table.components]
+    return own[0] if isinstance(table, Table) else ProductLevel(tuple(own))
+
+
+def program_of(
+    table: Table | ProductTable, predicts: View, heads: Mapping[str, View], *, hooked: bool, recorded: bool
+) -> Program:
+    """The program of a table for a network that answers `predicts`; one of floats is kept with the table."""
+    key = (predicts, tuple(heads.items()), hooked, recorded)
+    program: Program | None = table.programs.get(key)
+    if program is None:
+        program = _allocate(table, _instructions(table, predicts, heads, hooked, recorded))
+        if program.plain:
+            table.programs[key] = program
+    return program
+
+
+def _conversions(
+    table: Table, predicts: View, heads: Mapping[str, View]
+) -> dict[Output, tuple[Coefficient, Coefficient]]:
+    """(c_x, c_p) of every view that the rows read, each kind formed at all its levels at once."""
+    asked: dict[tuple[str, str], list[Output]] = {}
+    for atom in dict.fromkeys(atom for row in table.rows for atom in row.terms if isinstance(atom, Output)):
+        asked.setdefault((atom.head, atom.view), []).append(atom)
+    found: dict[Output, tuple[Coefficient, Coefficient]] = {}
+    for (head, view), atoms in asked.items():
+        if view == "raw":
+            found.update(dict.fromkeys(atoms, (0.0, 1.0)))
+            continue
+        native = predicts if head == "main" else heads.get(head)
+        if native is None:
+            raise TableError(
+                f"{table.solver} reads the head {head!r}, which this denoiser does not have: "
+                f"it has {', '.join(('main', *heads))}"
+            )
+        levels = stacked([table.evaluations[atom.evaluation].level for atom in atoms])
+        pairs = [_plain(values) for values in levels.conversion(native, view)]  # type: ignore[arg-type]
+        found.update(zip(atoms, zip(*pairs, strict=True), strict=True))
+    return found
+
+
+def _plain(values: Tensor) -> Sequence[Coefficient]:
+    """Values (E,) as floats; those with a gradient, or of shape (E, batch), stay tensors."""
+    return values.unbind(0) if values.dim() > 1 or values.requires_grad else values.tolist()
+
+
+def _terms(c: int, table: Table, predicts: View, heads: Mapping[str, View]) -> list[dict[Key, Coefficient]]:
+    """All rows of component c over registers, native outputs and noises.
+
+    A view is linear in the state and the native output, target = c_x x + c_p P, so a coefficient b of a view adds
+    b c_x to the coefficient of the evaluated register and b c_p to that of the output.
+    """
+    views, rows = _conversions(table, predicts, heads), []
+    for row in table.rows:
+        total: dict[Key, Coefficient] = {}
+        for atom, b in row.terms.items():
+            if isinstance(atom, Register):
+                total["r", c, atom.index] = total.get(("r", c, atom.index), 0.0) + b
+            elif isinstance(atom, Gaussian):
+                total["z", c, atom.index] = b
+            else:
+                c_x, c_p = views[atom]
+                state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, atom.head)
+                total[state] = total.get(state, 0.0) + b * c_x
+                total[out] = total.get(out, 0.0) + b * c_p
+        rows.append({key: value for key, value in total.items() if not (isinstance(value, float) and value == 0)})
+    return rows
+
+
+def _instructions(
+    table: Table | ProductTable, predicts: View, heads: Mapping[str, View], hooked: bool, recorded: bool
+) -> list[tuple[str, Any, list[Key], list[Key]]]:
+    """(kind, payload, keys read, keys written) in order; noise is drawn just before its first use."""
+    components = range(len(table.components))
+    rows = [_terms(c, component, predicts, heads) for c, component in enumerate(table.components)]
+    used = dict.fromkeys(key for component in rows for terms in component for key in terms if key[0] == "p")
+    outputs: dict[int, list[Key]] = {}
+    for key in used:
+        outputs.setdefault(key[2], []).append(key)
+    program: list[tuple[str, Any, list[Key], list[Key]]] = []
+    drawn: set[Key] = set()
+    for kind, index in table.components[0].order:
+        if kind == "evaluate":
+            register = table.components[0].evaluations[index].register
+            program.append(("evaluate", index, [("r", c, register) for c in components], outputs.get(index, [])))
+            continue
+        for c in components:
+            terms = rows[c][index]
+            fresh = [key for key in terms if key[0] == "z" and key not in drawn]
+            drawn.update(fresh)
+            program.extend(("draw", c, [], [key]) for key in fresh)
+            if recorded and len(fresh) > 1:
+                raise TableError(f"row r{index} draws {len(fresh)} noises: a transition has one")
+            noise = fresh[0] if recorded and fresh else None
+            program.append(("combine", (terms, index, c, noise), list(terms), [("r", c, index)]))
+        if hooked:
+            program.append(("after", index, [("r", c, index) for c in components], []))
+    return program
+
+
+def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Key], list[Key]]]) -> Program:
+    """Slots for keys, each freed after its last use: the window of registers that a step needs and no more."""
+    components = range(len(table.components))
+    final = [("r", c, len(table.components[0].rows) - 1) for c in components]
+    last: dict[Key, int] = {}
+    for position, (_, _, reads, writes) in enumerate(program):
+        for key in (*writes, *reads):
+            last[key] = position
+    last.update(dict.fromkeys(final, len(program)))
+    inputs = tuple(components)
+    slot_of: dict[Key, int] = {("r", c, 0): c for c in components}
+    free: list[int] = []
+    size = len(components)
+    steps: list[Evaluate | Draw | Combine | After] = []
+    for position, (kind, payload, reads, writes) in enumerate(program):
+        read = tuple(slot_of[key] for key in reads)
+        for key in writes:
+            if not free:
+                free.append(size)
+                size += 1
+            slot_of[key] = free.pop()
+        done = [key for key in dict.fromkeys((*reads, *writes)) if last[key] <= position]
+        drop = tuple(slot_of[key] for key in done)
+        if kind == "evaluate":
+            kept = tuple((slot_of[key], key[1], key[3]) for key in writes)
+            steps.append(Evaluate(payload, read, kept, drop))
+        elif kind == "draw":
+            steps.append(Draw(slot_of[writes[0]], payload))
+        elif kind == "combine":
+            terms, row, c, noise = payload
+            split = None if noise is None else (slot_of[noise], float(terms[noise]))
+            summands = [(slot_of[key], value) for key, value in terms.items() if key != noise]
+            summands.sort(key=lambda term: not (isinstance(term[1], float) and term[1] == 1.0))
+            floats = all(isinstance(value, float) for _, value in summands)
+            steps.append(Combine(slot_of[writes[0]], tuple(summands), floats, row, c, split, drop))
+        else:
+            live: dict[int, list[int]] = {}
+            for key, slot in slot_of.items():
+                if key[0] == "r" and last.get(key, -1) >= position:
+                    live.setdefault(key[2], []).append(slot)
+            steps.append(After(payload, read, tuple((m, tuple(slots)) for m, slots in live.items())))
+        for key in done:
+            free.append(slot_of.pop(key))
+    return Program(tuple(steps), size, inputs, tuple(slot_of[key] for key in final))
