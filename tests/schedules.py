@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class Truth:
     d_sigma: Any
 
     @classmethod
+    @cache
     def at(cls, name: str, t: Any) -> Truth:
         t = mp.mpf(t)
         h = min(STEP, t / 10**12, (1 - t) / 10**12)

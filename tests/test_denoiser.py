@@ -358,6 +358,7 @@ def test_flow_maps_keep_levels() -> None:
     x, cond = normals(3, 2), {"c": normals(3, 2, seed=1)}
     jump = Point()
     torch.testing.assert_close(jump(x, 0.8, 0.8, cond), x)
+    torch.testing.assert_close(jump(x, 0.8, 0.2, cond), 0.8 * cond["c"] + (x - 0.2 * cond["c"]) / 4)
     torch.testing.assert_close(jump(jump(x, 0.8, 0.5, cond), 0.5, 0.2, cond), jump(x, 0.8, 0.2, cond))
     with pytest.raises(ValueError, match="its first axis must be the batch"):
         jump(x, 0.8, 0.2, {"c": x[:2]})

@@ -119,8 +119,7 @@ def sample(
     ornstein sample runs/digits -n 64 --steps 10 --solver dpmpp3 --label 3 --guidance 2 --out threes.png
     """
     _needs("pydantic", "yaml", "safetensors")
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
+    _known_solver(solver)
     target = out or run / "samples.npz"
     if target.suffix not in (".npz", ".png"):
         raise ValueError(f"--out {target}: samples are written as .npz or .png")
@@ -158,13 +157,12 @@ def evaluate(
       ornstein evaluate runs/digits --guidance 1.2
     """
     _needs("pydantic", "yaml", "safetensors", "sklearn", "matplotlib")
+    _known_solver(solver)
     from ornstein.report.judge import goals
     from ornstein.report.run import Run
     from ornstein.report.sections import run_page
 
     opened = Run.open(run)
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
     found = opened.evaluate(solver=solver, steps=steps, guidance=guidance, seed=seed)
     run_page(opened, found)
     metrics = found.metrics
@@ -226,6 +224,11 @@ def _needs(*modules: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             require(module, extra=extras.get(module, "cli"))
+
+
+def _known_solver(name: str) -> None:
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}; {nearest(name, SOLVERS)}")
 
 
 def _print_goals(goals: list[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -35,11 +35,16 @@ class Level:
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, index: int | slice | None) -> Level:
+    def __getitem__(self, index: int | slice | list[int] | None) -> Level:
         return Level(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __iter__(self) -> Iterator[Level]:
         return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def stack(cls, levels: Sequence[Level]) -> Level:
+        """Levels as one, along a new first axis."""
+        return cls(*(torch.stack([getattr(level, field.name) for level in levels]) for field in fields(cls)))
 
     def tile(self, copies: int) -> Level:
         """The levels (E,) or (E, batch) for a batch repeated `copies` times."""

@@ -33,7 +33,7 @@ class ProductLevel:
     def __len__(self) -> int:
         return len(self.t)
 
-    def __getitem__(self, index: int | slice | None) -> ProductLevel:
+    def __getitem__(self, index: int | slice | list[int] | None) -> ProductLevel:
         return ProductLevel(tuple(level[index] for level in self.components))
 
     def tile(self, copies: int) -> ProductLevel:

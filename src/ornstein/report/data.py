@@ -86,7 +86,7 @@ def _file(name: str) -> tuple[Tensor, Tensor | None]:
     return torch.tensor(array, dtype=torch.float32), _labels(name, arrays.get("y"), len(array))
 
 
-def _labels(name: str, y: np.ndarray[Any, Any] | None, n: int) -> Tensor | None:
+def _labels(name: str, y: Any, n: int) -> Tensor | None:
     if y is None:
         return None
     if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:

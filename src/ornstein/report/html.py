@@ -23,7 +23,8 @@ svg { display: block; width: 100%; max-width: 42rem; height: auto; }
 svg text { font-family: inherit !important; fill: currentColor; }
 .pixels { display: block; image-rendering: pixelated; max-width: 100%; height: auto; }
 .goals { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
-.goal { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem; }
+.goal { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem;
+  display: flex; flex-direction: column; justify-content: space-between; }
 .goal b { display: block; font-size: 1.9rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .goal span { font-size: .88rem; color: var(--soft); display: block; }
 .met { color: var(--good); } .missed { color: var(--bad); }
@@ -78,9 +79,9 @@ def goal_cards(goals: Iterable[Goal]) -> str:
     """A card for each goal: the figure, the bound, and whether it is met."""
     cards = []
     for goal in goals:
-        state = ("met", "met") if goal.met else ("missed", "missed")
+        state = "met" if goal.met else "missed"
         cards.append(
-            f'<div class="goal"><span>{escape(goal.name)}</span><b class="{state[0]}">{goal.value:.3f}</b>'
-            f"<span>{escape(goal.bound)}: {state[1]}</span></div>"
+            f'<div class="goal"><span>{escape(goal.name)}</span><b class="{state}">{goal.value:.3f}</b>'
+            f"<span>{escape(goal.bound)}: {state}</span></div>"
         )
     return f'<div class="goals">{"".join(cards)}</div>'

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,16 @@ def quickstart(
 ) -> tuple[list[Goal], dict[str, Any]]:
     """Fill `folder` with a run and its report; the goals of its one set of samples, and all figures.
 
-    A quickstart that was interrupted goes on where it was: each of its three trainings has its own checkpoint.
+    A quickstart that was interrupted goes on where it was: each of its three trainings has its own checkpoint. It
+    computes on one thread: networks this small gain little from two, and lose much where the cores are shared.
     """
+    with _one_thread():
+        return _work(folder, seed, size, say, progress)
+
+
+def _work(
+    folder: str | Path, seed: int, size: Size, say: Callable[[str], object], progress: bool | None
+) -> tuple[list[Goal], dict[str, Any]]:
     begun = time.monotonic()
     net = {"kind": "mlp", "width": size.width, "depth": 3}
     run = Run.create(folder, {"data": "digits", "net": net, "steps": size.steps, "seed": seed}, "quickstart")
@@ -106,6 +115,16 @@ def quickstart(
     ]
     atomic_write(run.folder / "report.html", html.page("Ornstein quickstart", lead, parts).encode())
     return goals(metrics["figures"]), metrics
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _speed(rows: list[dict[str, Any]], references: Mapping[str, Any], budgets: tuple[int, ...]) -> str:

@@ -56,9 +56,9 @@ def quality(metrics: Mapping[str, Any], sampler: str) -> str:
             ["real data", *(f"{references[name]:.3f}" for name in names)],
         ),
         f"One set of {references['samples']} samples ({sampler}). The Fréchet distance, on pixels, is to as many "
-        "held-out samples; its reference is the distance of as many training samples to the same, averaged over disjoint "
-        "sets. The nearest ratio is the median distance of a sample to its nearest training sample, over that of held-out "
-        f"data: below 0.95 a model copies, above 1.15 it is noisy.{accuracy}",
+        "held-out samples; its reference is the distance of as many training samples to the same, averaged over "
+        "disjoint sets. The nearest ratio is the median distance of a sample to its nearest training sample, over that "
+        f"of held-out data: below 0.95 a model copies, above 1.15 it is noisy.{accuracy}",
     )
 
 

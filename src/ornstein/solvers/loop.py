@@ -18,7 +18,7 @@ from ..numerics.tree import like, parts
 from ..prediction import heads_of
 from ..processes import GaussianProcess, Level, ProductLevel
 from ..random import Noise
-from .program import After, Combine, Draw, Evaluate, levels_of, program_of
+from .program import After, Combine, Draw, Evaluate, program_of
 from .table import Coefficient, ProductTable, Table
 
 
@@ -80,8 +80,7 @@ class Loop:
         project = getattr(denoiser.process, "project", None)
         if project is not None:
             self.hooks = (lambda moment: project(moment.x, cond), *self.hooks)
-        evaluated = bool(table.nfe)
-        levels = levels_of(table) if evaluated else None
+        levels, evaluated = table.levels, bool(table.nfe)
         self._calls = denoiser.bind(levels, x, cond) if evaluated else []
         if differentiable:
             self._calls = [partial(checkpoint, call, use_reentrant=False) for call in self._calls]
@@ -146,7 +145,7 @@ class Loop:
             elif isinstance(step, Evaluate):
                 if single:
                     output = calls[step.index](slots[step.inputs[0]])
-                    if first or isinstance(output, Mapping):
+                    if first or not isinstance(output, Tensor):
                         first = self._check_output(output, step, x)
                         for slot, _, head in step.outputs:
                             slots[slot] = heads_of(output)[head]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from .._types import View
 from ..errors import TableError
-from ..processes import Level, ProductLevel
 from .table import Coefficient, Gaussian, Output, ProductTable, Register, Table
 
 Key: TypeAlias = tuple[Any, ...]  # ("r", component, m), ("p", component, e, head) or ("z", component, l)
@@ -75,17 +73,6 @@ class Program:
         return all(step.plain for step in self.steps if isinstance(step, Combine))
 
 
-def stacked(levels: Sequence[Level]) -> Level:
-    """Levels as one, along a new first axis."""
-    return Level(*(torch.stack([getattr(level, f.name) for level in levels]) for f in fields(Level)))
-
-
-def levels_of(table: Table | ProductTable) -> Any:
-    """The levels of all evaluations, stacked as one."""
-    own = [stacked([e.level for e in component.evaluations]) for component in table.components]
-    return own[0] if isinstance(table, Table) else ProductLevel(tuple(own))
-
-
 def program_of(
     table: Table | ProductTable, predicts: View, heads: Mapping[str, View], *, hooked: bool, recorded: bool
 ) -> Program:
@@ -117,7 +104,7 @@ def _conversions(
                 f"{table.solver} reads the head {head!r}, which this denoiser does not have: "
                 f"it has {', '.join(('main', *heads))}"
             )
-        levels = stacked([table.evaluations[atom.evaluation].level for atom in atoms])
+        levels = table.levels[[atom.evaluation for atom in atoms]]
         pairs = [_plain(values) for values in levels.conversion(native, view)]  # type: ignore[arg-type]
         found.update(zip(atoms, zip(*pairs, strict=True), strict=True))
     return found

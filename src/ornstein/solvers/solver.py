@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from ..denoiser import BaseDenoiser
 from ..processes import Level, Process, ProductLevel
 from .grids import check_grid
-from .program import levels_of
 from .table import ProductTable, Table, Writer
 
 
@@ -60,7 +59,7 @@ def steps_within(
     """The largest number of steps whose evaluations, as this denoiser counts them, stay within `nfe`."""
 
     def cost(steps: int) -> int:
-        return sum(denoiser.cost(levels_of(compile_table(solver, denoiser.process, grid(steps)))))
+        return sum(denoiser.cost(compile_table(solver, denoiser.process, grid(steps)).levels))
 
     fits, step = 0, 1
     while cost(fits + step) <= nfe:

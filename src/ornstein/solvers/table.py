@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -203,6 +204,16 @@ class Table:
     def components(self) -> tuple[Table, ...]:
         return (self,)
 
+    @cached_property
+    def levels(self) -> Level:
+        """The levels of all evaluations, stacked as one."""
+        return Level.stack([e.level for e in self.evaluations]) if self.evaluations else self.start[None][:0]
+
+    @cached_property
+    def _all_levels(self) -> Level:
+        levels = [row.level for row in self.rows if row.level is not None] + [e.level for e in self.evaluations]
+        return Level.stack(levels)
+
     @property
     def start(self) -> Level:
         """The level of the initial state."""
@@ -233,16 +244,14 @@ class Table:
 
     def check_process(self, process: Process) -> None:
         """Refuse a process whose levels are not those that the table was written for."""
-        levels = [row.level for row in self.rows if row.level is not None] + [e.level for e in self.evaluations]
-        ours = [torch.stack([getattr(level, name) for level in levels]) for name in ("t", "alpha", "sigma")]
-        theirs = process.level(ours[0])
+        ours, theirs = self._all_levels, process.level(self._all_levels.t)
         if not isinstance(theirs, Level):
             raise TableError(f"this table ({self.solver}) is for one component, {process!r} has several")
-        for name, own in zip(("alpha", "sigma"), ours[1:], strict=True):
-            other = getattr(theirs, name)
+        for name in ("alpha", "sigma"):
+            own, other = getattr(ours, name), getattr(theirs, name)
             wrong = (own - other).abs() > 1e-9 * (own.abs() + other.abs())
             if bool(wrong.any()):
-                t = float(ours[0][wrong].flatten()[0])
+                t = float(ours.t[wrong].flatten()[0])
                 raise TableError(
                     f"this table ({self.solver}) was compiled for another process than {process!r}: at t = {t:.4g} "
                     f"it has {name} = {float(own[wrong].flatten()[0]):.6g}, the process "
@@ -340,6 +349,11 @@ class ProductTable:
                     f"{first.solver} and {other.solver} cannot share evaluations: "
                     "they read different registers or times"
                 )
+
+    @cached_property
+    def levels(self) -> ProductLevel:
+        """The levels of all evaluations, stacked as one."""
+        return ProductLevel(tuple(table.levels for table in self.components))
 
     @property
     def start(self) -> ProductLevel:
