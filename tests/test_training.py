@@ -482,19 +482,20 @@ def test_bf16_is_close_and_keeps_float32_weights() -> None:
 
 def test_history_schedule_and_clipping() -> None:
     model = small()
-    seen: list[tuple[int, bool, bool]] = []
+    seen: list[tuple[int, bool, bool, bool]] = []
 
     def callback(step: int, training: Any) -> None:
         own = {name: value.clone() for name, value in model.state_dict().items()}
+        trains = model.training
         with training.average() as averaged:
             assert averaged is model
-            seen.append((step, model.training, same(own, model.state_dict())))
+            seen.append((step, trains, model.training, same(own, model.state_dict())))
         assert same(own, model.state_dict())
         assert len(training.history["loss"]) == step
         model.eval()  # a callback may leave it so
 
     result = fit(model, X, cond=Y, steps=25, batch_size=16, lr=0.1, warmup=4, every=10, callbacks=[callback])
-    assert seen == [(10, False, False), (20, False, False), (25, False, False)]
+    assert seen == [(10, True, False, False), (20, True, False, False), (25, True, False, False)]
     expected = [0.1 * (1 + math.cos(math.pi * k / 25)) / 2 * min(1, (k + 1) / 5) for k in range(25)]
     torch.testing.assert_close(result.history["lr"], torch.tensor(expected, dtype=torch.float64))
     assert torch.equal(result.history["step"], torch.arange(1, 26))

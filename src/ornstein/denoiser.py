@@ -194,14 +194,14 @@ class Denoiser(BaseDenoiser):
 
         if pre is None:
             return [partial(plain, time) for time in times]
-        c_in, c_skip, c_out, _ = pre.coefficients(levels)
         process: Any = self.process
 
-        def preconditioned(e: int, x: Tensor) -> Output:
-            shift = process.shift(levels.t[e], cond)
+        def preconditioned(t: Tensor, time: Tensor, c_in: Tensor, c_skip: Tensor, c_out: Tensor, x: Tensor) -> Output:
+            shift = process.shift(t, cond)
             centred = x if shift is None else x - shift
-            heads = heads_of(net(broadcast(c_in[e], x) * centred, times[e], *rest))
-            main = broadcast(c_skip[e], x) * centred + broadcast(c_out[e], x) * heads["main"]
+            heads = heads_of(net(c_in * centred, time, *rest))
+            main = c_skip * centred + c_out * heads["main"]
             return {**heads, "main": main} if len(heads) > 1 else main
 
-        return [partial(preconditioned, e) for e in range(len(levels))]
+        scales = [[broadcast(c, first) for c in column] for column in pre.coefficients(levels)[:3]]
+        return [partial(preconditioned, *row) for row in zip(levels.t, times, *scales, strict=True)]

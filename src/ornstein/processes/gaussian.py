@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._types import VIEWS, Cond, View
+from ..errors import ViewError
 from ..random import Noise, Seed, as_noise
 from .level import Level, broadcast, holds
 
@@ -42,6 +43,8 @@ class Draw:
         if view == "noise":
             return self.noise
         a, b = self.level.rows(view)
+        if not torch.compiler.is_compiling() and not holds(a.isfinite() & b.isfinite()):
+            raise ViewError(f"{view} is not finite at the ends of {self.process!r}: draw times inside (0, 1)")
         target = broadcast(a, self.x0) * self.x0 + broadcast(b, self.noise) * self.noise
         slope = self.process.d_shift(self.level.t, self.cond) if view == "velocity" else None
         return target if slope is None else target + slope
@@ -146,7 +149,7 @@ class GaussianProcess(ABC):
         end = self.level(1.0)
         shift = self.shift(end.t, cond)
         x = end.sigma * noise
-        return x if shift is None else x + shift
+        return x if shift is None else x + shift.to(x)
 
     def corrupt(
         self,
@@ -168,6 +171,8 @@ class GaussianProcess(ABC):
         level = self.level(t)
         x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
         shift = self.shift(level.t, cond)
+        if shift is not None and shift.shape != x.shape:
+            raise ValueError(f"the mean in cond has shape {tuple(shift.shape)}, the data {tuple(x.shape)}")
         return Draw(self, level, x if shift is None else x + shift, x0, noise, cond=cond)
 
 

@@ -144,7 +144,7 @@ def as_grid(
     """A function from a number of steps (None for the default) to levels; given times know their own number."""
     if isinstance(grid, Grid):
         return lambda steps: grid(process, steps=default_steps if steps is None else steps)
-    levels = process.level(torch.as_tensor(grid) if isinstance(grid, (list, tuple)) else grid)
+    levels = process.level(torch.as_tensor(grid, dtype=torch.float64) if isinstance(grid, (list, tuple)) else grid)
 
     def fixed(steps: int | None) -> Any:
         if steps is not None and steps != len(levels) - 1:

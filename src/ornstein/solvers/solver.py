@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ..denoiser import BaseDenoiser
-from ..processes import Level, Process, ProductLevel
+from ..processes import GaussianProcess, Level, Process, ProductLevel
 from .grids import check_grid
 from .table import ProductTable, Table, Writer
 
@@ -32,7 +32,9 @@ class Solver(ABC):
         if isinstance(grid, ProductLevel):
             return compile_table([self] * len(grid.components), process, grid)
         check_grid(grid)
-        table = Writer(repr(self), grid[0])
+        if not isinstance(process, GaussianProcess):
+            raise ValueError(f"{process!r} has several components: give levels of all of them, process.level(times)")
+        table = Writer(repr(self), grid[0], process)
         self.write(table, grid)
         return table.table()
 

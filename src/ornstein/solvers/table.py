@@ -17,7 +17,7 @@ from torch import Tensor
 from .._types import View
 from ..errors import TableError
 from ..io.atomic import atomic_write
-from ..processes import Level, Process, ProductLevel
+from ..processes import GaussianProcess, Level, Process, ProductLevel
 
 Coefficient: TypeAlias = float | Tensor
 """A float64 scalar; or a tensor: 0-d (live, with a gradient), (batch,) (per-sample times), or any shape that
@@ -403,6 +403,7 @@ class Writer:
 
     solver: str
     start: Level
+    process: GaussianProcess | None = None
     _rows: list[Row] = field(init=False)
     _evaluations: list[Evaluation] = field(default_factory=list, init=False)
     _noises: list[Interval] = field(default_factory=list, init=False)
@@ -415,6 +416,12 @@ class Writer:
     def state(self) -> Register:
         """The initial state."""
         return Register(0)
+
+    def level(self, t: Tensor) -> Level:
+        """The level at a time of the process, for stages between the grid's points."""
+        if self.process is None:
+            raise TableError(f"{self.solver} needs the process for levels between the grid's points")
+        return self.process.level(t)
 
     def evaluate(self, register: Register, level: Level) -> Evaluation:
         """Evaluate the denoiser on a register, at a level."""

@@ -1,0 +1,51 @@
+"""The code in README and CONTRIBUTING runs as printed, top to bottom (the number of training steps aside)."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_documents_run_as_printed(name, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert blocks
+    code = "\n".join(blocks)
+    for slow, quick in QUICK:
+        code = code.replace(slow, quick)
+    names: dict[str, object] = {}
+    exec(compile(code, name, "exec"), names)
+    assert "evaluations" in capsys.readouterr().out
+    if name == "README.md":
+        out, prediction = names["out"], names["p"]
+        assert out.x.shape == (1_000, 2)
+        assert out.nfe == 10
+        assert prediction.score.shape == (1_000, 2)
+        assert bool(torch.isfinite(prediction.noise).all())
+
+
+def test_the_designs_sample_is_in_the_readme_line_by_line():
+    """The lines of the design's code sample, which promises to run as written."""
+    text = (ROOT / "README.md").read_text()
+    for line in (
+        "world = orn.exact.GaussianMixture(means, stds, weights)",
+        "x, y = world.sample(10_000, seed=0, labels=True)",
+        'model = orn.Denoiser(net, process, predicts="velocity", null={"label": orn.nets.NULL})',
+        'orn.fit(model, x, cond={"label": y}, drop={"label": 0.1}, steps=2_000, batch_size=512, seed=0)',
+        "guided = orn.CFG(model, scale=3.0)",
+        "table = orn.DPMSolverPP(order=2).compile(process, orn.LogSNR()(process, steps=10))",
+        "out = orn.sample(oracle, x_init=x_init, table=table)",
+        "p.x0, p.noise, p.score, p.velocity",
+    ):
+        assert line in text
+
+
+def test_the_commands_that_are_spelled_out_are_those_of_make():
+    text, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for part in ("-m pytest -n 2 --dist loadfile -m \"not proof\"", "-c constraints.txt", "'.[all]'", "'.[dev]'"):
+        assert part in text
+        assert part in makefile
