@@ -5,8 +5,8 @@
 Both train the same MLP (4 x 256) for the same number of steps: Flow, velocity, uniform times, clipping, fused AdamW,
 cosine schedule, EMA. The bare loop knows its process by heart and keeps no seeds a step, no checks, no history. Rounds
 run them in turning order, so that a machine that slows down slows all, and the bare loop runs twice in each: the ratio
-of its two times is the noise of the measurement. Times are those of the processor, all threads together: on a machine
-shared with others the wall clock measures them too. The whole call of `fit` counts, its checks before the first step too.
+of its two times is the noise of the measurement. Times are those of the processor, since on a machine shared with
+others the wall clock measures them too. The whole call of `fit` counts, its checks before the first step included.
 Writes results/training.json and results/training.png beside this file.
 """
 

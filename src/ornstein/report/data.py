@@ -39,8 +39,9 @@ class Split:
 
 
 def load_split(name: str, held_out: float) -> Split:
-    """Samples and labels of `digits`, an .npz (arrays x and, if there are labels, y) or an .npy, split at random, but
-    the same way every time.
+    """Samples and labels of `digits`, an .npz (arrays x and, if there are labels, y) or an .npy, split class by class.
+
+    The split is random, and the same every time.
 
     Errors: ValueError for an unknown name, a file that holds no samples, values that are not finite, or labels that do
     not fit; FileNotFoundError for a file that does not exist.
@@ -53,8 +54,13 @@ def load_split(name: str, held_out: float) -> Split:
         bad = int((~x.isfinite()).reshape(n, -1).any(1).nonzero()[0])
         raise ValueError(f"{name} has values that are not finite, first in sample {bad}: remove such samples")
     order = torch.randperm(n, generator=generator(derive(0, "split")))
-    count = min(max(round(held_out * n), 2), n - 2)
-    test, fit = order[:count], order[count:]
+    groups = [order] if y is None else [order[y[order] == label] for label in sorted(set(y.tolist()))]
+    shares = [round(held_out * len(group)) for group in groups]
+    test = torch.cat([group[:share] for group, share in zip(groups, shares, strict=True)])
+    fit = torch.cat([group[share:] for group, share in zip(groups, shares, strict=True)])
+    if min(len(test), len(fit)) < 2:
+        raise ValueError(f"held_out={held_out} of {n} samples leaves {len(fit)} to train and {len(test)} to judge")
+    test, fit = (part[torch.randperm(len(part), generator=generator(derive(0, "mix")))] for part in (test, fit))
     return Split(x[fit], x[test], None if y is None else y[fit], None if y is None else y[test])
 
 

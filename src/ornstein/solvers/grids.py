@@ -63,25 +63,33 @@ class Quadratic(Grid):
 class LogSNR(Grid):
     """N levels with equal steps of log-SNR, from t = 1 to `end`, and one exact step from there to data.
 
-    start, end: log-SNR levels. By default the grid starts at t = 1; where the log-SNR there is below `deepest`, t = 1
-    takes the place of the level `deepest`, and the first step, of infinite log-SNR, is exact for what the state holds
-    then, which is noise but for a part alpha/sigma = e^(deepest/2). `to_data=False` ends at `end`, where noise of
-    sigma/alpha = e^(-end/2) is left; it has N + 1 finite levels. A `start` of one's own needs `x_init`.
+    Where the log-SNR at t = 1 is below `deepest`, t = 1 takes the place of that level: the first step, of infinite
+    log-SNR, is exact but for the part alpha/sigma = e^(deepest/2) of the data in the state. The last step is exact but
+    for noise of sigma/alpha = e^(-end/2). The relative errors of these two jumps are their squares. By default the
+    range widens with N so that they fall as N^-2, as the error of a solver of order 2 does:
 
-    Source: Lu et al. 2022 (2206.00927), which leaves the last step out.
+        end = 2.4 + 2 ln N,    deepest = -(0.4 + 2 ln N)
+
+    (10 steps: 7.0 and -5.0). Both are levels that one may give. `to_data=False` has N + 1 levels and stops at `end`; a
+    `start` of one's own replaces t = 1 and needs `x_init`.
+
+    Source: Lu et al. 2022 (2206.00927) for equal steps; the ends are ours, chosen on mixtures.
     """
 
     start: float | None = None
-    end: float = 8.0
-    deepest: float = -6.0
+    end: float | None = None
+    deepest: float | None = None
     to_data: bool = True
 
     def times(self, process: GaussianProcess, steps: int) -> Tensor:
-        start = self.start if self.start is not None else max(_log_snr(process, 1.0), self.deepest)
-        to_data = self.to_data and _log_snr(process, 0.0) > self.end
-        if not start < self.end:
-            raise ValueError(f"{self!r} starts at log-SNR {start:.4g}, not below its end")
-        levels = torch.linspace(start, self.end, steps + (not to_data), dtype=torch.float64)
+        widen = 2 * math.log(steps)
+        end = 2.4 + widen if self.end is None else self.end
+        deepest = -0.4 - widen if self.deepest is None else self.deepest
+        start = self.start if self.start is not None else max(_log_snr(process, 1.0), deepest)
+        to_data = self.to_data and _log_snr(process, 0.0) > end
+        if not start < end:
+            raise ValueError(f"{self!r} starts at log-SNR {start:.4g}, not below its end {end:.4g}")
+        levels = torch.linspace(start, end, steps + (not to_data), dtype=torch.float64)
         return _with_ends(process.time(levels), self.start is None, to_data)
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -178,7 +178,7 @@ def fit(
 
     def loss_at(step: int, batch: Batch) -> Tensor:
         x0, condition = batch
-        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(where.type, torch.bfloat16) if precision == "bf16" else nullcontext():
             return objective(model, x0, dropped(condition, derive(seed, "drop", step)), seed=derive(seed, "loss", step))
 
     with _own_randomness(where):
