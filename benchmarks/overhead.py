@@ -146,9 +146,9 @@ def diffusers(name: str, **options: object) -> Run:
 
 
 def azula(name: str) -> Run:
+    from azula import sample as samplers
     from azula.denoise import Denoiser, DiracPosterior
     from azula.noise import VPSchedule
-    from azula import sample as samplers
 
     class Trivial(Denoiser):
         def __init__(self) -> None:
@@ -232,7 +232,9 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     for axis, shape in zip(axes, SHAPES, strict=True):
         own = [row for row in rows if row["shape"] == list(shape)][::-1]
         names = [str(row["contender"]) for row in own]
-        colours = ["#1f77b4" if n.startswith("ornstein") else "#b0b0b0" if n.startswith("hand") else "#ff9f4a" for n in names]
+        colours = [
+            "#1f77b4" if n.startswith("ornstein") else "#b0b0b0" if n.startswith("hand") else "#ff9f4a" for n in names
+        ]
         bars = axis.barh(names, [float(str(row["us_per_step"])) for row in own], color=colours)
         axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
         axis.set_xscale("log")
