@@ -2,8 +2,8 @@
 
     python benchmarks/solvers.py
 
-Two worlds: a ring of six modes in 2-D (standard deviation 0.15), and digits of scikit-learn in 64-D, 300 images blurred by
-0.15. The truth is the world's own flow map (DOP853). An error is the median distance to it over the same starts, in
+Two worlds: a ring of six modes in 2-D (standard deviation 0.15), and digits of scikit-learn in 64-D, 300 images blurred
+by 0.15. The truth is the world's own flow map (DOP853). An error is the median distance to it over the same starts, in
 float64. Writes benchmarks/results/solvers.json, solvers.png and the tables of docs/solvers.md.
 """
 
