@@ -132,16 +132,16 @@ def test_higher_order_wins_over_the_full_range(process):
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 def test_the_default_grid_has_no_floor(process):
     """Its ends widen with N, so that a doubling divides the error of order 2 by about 4, the jumps' included; with the
-    ends of 25 steps kept (the rival) 100 steps are no better than 50."""
+    ends of 25 steps kept (the rival) 200 steps are no better than 100."""
     x, truth = prior_and_truth(process)
     fixed = orn.LogSNR(end=2.4 + 2 * math.log(25), deepest=-0.4 - 2 * math.log(25))
     error = {}
     for grid in (orn.LogSNR(), fixed):
-        for steps in (50, 100):
+        for steps in (100, 200):
             out = orn.sample(WORLD.denoiser(process), x_init=x, grid=grid, steps=steps)
             error[grid, steps] = float((out.x - truth).norm(dim=1).median())
-    assert error[orn.LogSNR(), 100] < error[orn.LogSNR(), 50] / 2.5
-    assert error[fixed, 100] > error[fixed, 50] / 1.5
+    assert error[orn.LogSNR(), 200] < error[orn.LogSNR(), 100] / 2.5
+    assert error[fixed, 200] > error[fixed, 100] / 1.5
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
