@@ -58,7 +58,6 @@ WEAK_ORDER = {
 }  # fmt: skip
 
 
-@pytest.mark.system("ddim", rival="the same table with half the noise")
 @pytest.mark.parametrize("solver", WEAK_ORDER, ids=repr)
 @pytest.mark.parametrize("process", [orn.VP(), orn.Flow(), orn.EDM()], ids=repr)
 def test_weak_order_of_the_variance(process, solver):

@@ -56,7 +56,6 @@ CASES = [
 ]
 
 
-@pytest.mark.system("dpm-solver-pp", rival="order below: each slope excludes the next lower and higher order")
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize(
     ("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else ""
