@@ -721,3 +721,20 @@ def test_a_covariance_says_how_many_it_holds():
     assert covariance.smallest == 0
     assert GaussianMixture(randn(2, 3), torch.tensor([0.0, 1.0])).singular
     assert not KINDS["full"]().singular
+
+
+def test_the_flow_map_is_a_flow_map() -> None:
+    """X(x, t, t) = x, X(X(x, t, u), u, s) = X(x, t, s), and its slope in s at s = t is the exact velocity; a straight
+    line along that velocity, the nearest simpler map, misses X(x, t, s)."""
+    process, world = (
+        Flow(),
+        GaussianMixture(torch.tensor([[-1.0, 0.5], [2.0, 0.0]], dtype=F64), torch.tensor([0.3, 0.5])),
+    )
+    jump, x = world.flow_map(process), torch.tensor([[0.4, -0.3], [1.0, 0.7]], dtype=F64)
+    torch.testing.assert_close(jump(x, 0.6, 0.6), x, rtol=0, atol=1e-14)
+    far = jump(x, 0.9, 0.1)
+    torch.testing.assert_close(jump(jump(x, 0.9, 0.4), 0.4, 0.1), far, rtol=1e-8, atol=1e-8)
+    velocity = world.denoiser(process)(x, 0.5).velocity
+    slope = (jump(x, 0.5, 0.5 + 1e-5) - jump(x, 0.5, 0.5 - 1e-5)) / 2e-5
+    torch.testing.assert_close(slope, velocity, rtol=0, atol=1e-6)
+    assert float((x - 0.8 * world.denoiser(process)(x, 0.9).velocity - far).abs().min()) > 1e-2

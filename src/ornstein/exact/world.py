@@ -14,6 +14,7 @@ from torch import Tensor
 from .._types import Array, Cond, View
 from ..denoiser import BaseDenoiser
 from ..errors import ViewError
+from ..flow_map import FlowMap
 from ..numerics.dop853 import dop853
 from ..prediction import Output, Prediction
 from ..processes import GaussianProcess, Level, broadcast
@@ -183,6 +184,10 @@ class World(ABC):
         """The exact denoiser of this world under `process`, answering in any view."""
         return ExactDenoiser(self, process, predicts)
 
+    def flow_map(self, process: GaussianProcess, rtol: float = 1e-10, atol: float = 1e-12) -> ExactFlowMap:
+        """`flow` as a FlowMap: X(x, t, s) of this world under `process`."""
+        return ExactFlowMap(self, process, rtol, atol)
+
     def flow(
         self,
         process: GaussianProcess,
@@ -287,6 +292,19 @@ class World(ABC):
             raise ViewError(
                 f"{self!r} has components without a density, so no {what} at sigma = 0: take a time above 0"
             )
+
+
+class ExactFlowMap(FlowMap):
+    """X(x, t, s) of an exact world, by its reference integrator: see `World.flow`."""
+
+    process: GaussianProcess
+
+    def __init__(self, world: World, process: GaussianProcess, rtol: float, atol: float) -> None:
+        super().__init__()
+        self.world, self.process, self.rtol, self.atol = world, process, rtol, atol
+
+    def forward(self, x: Array, t: Time, s: Time, cond: Cond = None) -> Array:
+        return self.world.flow(self.process, x, t, s, self.rtol, self.atol, cond)
 
 
 class ExactPrediction(Prediction):

@@ -23,6 +23,8 @@ def like(state: State, components: Sequence[Any]) -> State:
 
 def tree_map(f: Callable[[Tensor], Any], tree: Cond) -> Cond:
     """f on every tensor of a nest; other leaves (None, numbers) stay."""
+    if tree is None or isinstance(tree, Tensor):  # the common case, without the cost of a nest
+        return None if tree is None else f(tree)
     return _pytree.tree_map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
