@@ -100,8 +100,8 @@ def plot(rows: list[dict[str, object]]) -> None:
             if j == 0:
                 axis.set_ylabel("median distance to the exact flow")
             axis.set_ylim(top=20)
-    axes[0, 2].legend(fontsize=8, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(ROOT / "results" / "solvers.png", dpi=100)
 
 

@@ -327,6 +327,8 @@ def test_refusals() -> None:
         _ = orn.Denoiser(lambda x, t: x, Flow(), "x0")(x, 0.0).noise
     with pytest.raises(ValueError, match=r"sigma_data is the standard deviation of the data, positive: got 0.0"):
         orn.EDMPrecondition(0.0)
+    with pytest.raises(ValueError, match="mean is finite"):
+        orn.Scaling(float("nan"), 1.0)
     with pytest.raises(ViewError, match="makes the denoiser predict x0, not noise"):
         orn.Denoiser(Net(), Flow(), "noise", precondition=orn.EDMPrecondition())
     with pytest.raises(ValueError, match="one state of one GaussianProcess"):

@@ -99,6 +99,9 @@ def test_a_scale_a_sample() -> None:
     wanted = (-1 + w * (LABELS + 1)).double().reshape(-1, 1, 1).expand(4, 2, 3)
     torch.testing.assert_close(CFG(images, w)(x, 0.5, COND).x0, wanted)
     torch.testing.assert_close(CFG(images, torch.tensor(2.0))(x, 0.5, COND).x0[0], torch.ones(2, 3).double())
+    live = torch.tensor(2.0, requires_grad=True)
+    (slope,) = torch.autograd.grad(CFG(images, live)(x, 0.5, COND).x0[2].sum(), live)
+    assert float(slope) == 6 * (LABELS[2] + 1)
 
 
 @pytest.mark.parametrize("t", [0.5, torch.tensor([0.5]), torch.tensor([0.1, 0.3, 0.6, 0.9])])
@@ -255,6 +258,9 @@ def test_refusals() -> None:
         CFG(model, torch.ones(3))(X, 0.5, COND)
     with pytest.raises(ValueError, match=r"scale has shape \(4, 1\)"):
         CFG(model, torch.ones(4, 1))(X, 0.5, COND)
+    for scale in (float("nan"), torch.tensor([1.0, float("inf")])):
+        with pytest.raises(ValueError, match="scale must be finite"):
+            CFG(model, scale)
     for interval in ((0.7, 0.2), (0.3, 0.3), (-0.1, 0.5), (0.5, 1.5), (float("nan"), 0.5)):
         with pytest.raises(ValueError, match=r"times \(low, high\) with 0 <= low < high <= 1"):
             CFG(model, 2.0, interval=interval)

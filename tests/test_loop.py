@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from dataclasses import dataclass
@@ -92,6 +94,12 @@ def test_a_mean_reverting_run_is_an_ordinary_one_in_centred_coordinates():
             torch.testing.assert_close(a.x - mean, b.x, rtol=1e-9, atol=1e-10)
     out = orn.sample(moved.denoiser(process), (5, 2), cond=cond, steps=20, seed=1, dtype=F64, trajectory=True)
     torch.testing.assert_close(out.trajectory[-1], out.x)
+    # hooks see and return states as the process has them, shift included
+    options = {"x_init": mean + noise, "cond": cond, "grid": grid, "seed": 0}
+    free = orn.sample(moved.denoiser(process), **options, trajectory=True)
+    torch.testing.assert_close(free.trajectory[-1], free.x)
+    same = orn.sample(moved.denoiser(process), **options, hooks=[lambda moment: moment.x + 0])
+    torch.testing.assert_close(same.x, free.x)
     with pytest.raises(ValueError, match="needs its mean"):
         orn.sample(moved.denoiser(process), (5, 2), steps=3)
 
@@ -139,6 +147,16 @@ def test_strain_a_solver_of_two_views_of_two_channels():
     assert out.nfe == 16
     with pytest.raises(orn.TableError, match="head 'uncond'"):
         orn.sample(oracle, x_init=start, cond=cond, solver=CFGPlusPlus(), grid=grid)
+
+
+def test_a_table_serves_denoisers_whose_heads_answer_in_different_views():
+    table = CFGPlusPlus().compile(orn.Flow(), orn.Uniform(0.9, 0.1)(orn.Flow(), steps=3))
+    for view in ("x0", "noise", "score"):
+        net = lambda x, t: {"main": 0.5 * x, "uncond": 0.2 * x}  # noqa: E731
+        model = orn.Denoiser(net, orn.Flow(), heads={"uncond": view})
+        used = orn.sample(model, x_init=normal(2, 2), table=table, dtype=F64).x
+        fresh = orn.sample(model, x_init=normal(2, 2), solver=CFGPlusPlus(), grid=orn.Uniform(0.9, 0.1), steps=3).x
+        assert torch.equal(used, fresh)
 
 
 class State(NamedTuple):
@@ -384,6 +402,8 @@ def test_inversion_and_back():
     there = orn.sample(oracle, x_init=x, grid=up, solver=orn.DPMSolverPP(order=2)).x
     back = orn.sample(oracle, x_init=there, grid=up.flip(0), solver=orn.DPMSolverPP(order=2)).x
     assert float((back - x).abs().max()) < 1e-3
+    ddim = orn.sample(oracle, x_init=x, grid=up, solver=orn.DDIM()).x  # of order 1, to the same place
+    assert 1e-4 < float((ddim - there).abs().max()) < 0.2
     for solver in (orn.DDPM(), orn.DDIM(eta=1.0)):
         with pytest.raises(ValueError, match="noise"):
             orn.sample(oracle, x_init=x, grid=up, solver=solver)
@@ -393,7 +413,7 @@ def test_trajectories_and_hooks_see_every_row():
     oracle, seen = WORLD.denoiser(orn.VP()), []
 
     def look(moment):
-        seen.append((moment.row, moment.on_grid, sorted(moment.registers)))
+        seen.append((moment.row, moment.on_grid, sorted(moment.registers), float(moment.level.t)))
         if moment.on_grid and float(moment.level.t) == 0:
             return moment.x.clamp(-1, 1)
         return None
@@ -401,8 +421,9 @@ def test_trajectories_and_hooks_see_every_row():
     out = orn.sample(oracle, (3, 2), solver=orn.Heun(), steps=3, seed=0, hooks=[look], trajectory=True, dtype=F64)
     free = orn.sample(oracle, (3, 2), solver=orn.Heun(), steps=3, seed=0, dtype=F64)
     assert torch.equal(out.x, free.x.clamp(-1, 1))
-    assert [row for row, _, _ in seen] == [1, 2, 3, 4, 5]
-    assert [on_grid for _, on_grid, _ in seen] == [False, True, False, True, True]
+    assert [row for row, *_ in seen] == [1, 2, 3, 4, 5]
+    assert [on_grid for _, on_grid, *_ in seen] == [False, True, False, True, True]
+    assert [t for *_, t in seen] == [float(out.table.rows[m].level.t) for m in (2, 2, 4, 4, 5)]
     assert seen[0][2] == [0, 1]
     assert out.trajectory.shape == (4, 3, 2)
     assert torch.equal(out.trajectory[-1], out.x)
@@ -426,6 +447,7 @@ def test_transitions_are_the_gaussians_that_were_drawn_and_replay_with_gradient(
     out, path = orn.record(model, x_init=x, solver=orn.DDPM(), grid=grid, seed=0)
     plain = orn.sample(model, x_init=x, solver=orn.DDPM(), grid=grid, seed=0)
     assert torch.equal(out.x, plain.x)
+    assert torch.equal(orn.record(model, x_init=x, table=plain.table, seed=0)[1].log_prob, path.log_prob)
     assert path.rows == (1, 2, 3, 4)
     assert torch.equal(path.state[-1], out.x)
 
@@ -441,6 +463,7 @@ def test_transitions_are_the_gaussians_that_were_drawn_and_replay_with_gradient(
     torch.testing.assert_close(path.log_prob, torch.stack(log_prob).detach(), rtol=1e-10, atol=1e-10)
     replayed = path.replay(model)
     torch.testing.assert_close(replayed.log_prob, path.log_prob, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(replayed.noise, path.noise, rtol=1e-10, atol=1e-10)
     (by_hand,) = torch.autograd.grad(torch.stack(log_prob).sum(), w)
     (found,) = torch.autograd.grad(replayed.log_prob.sum(), model.w)
     torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-9)
@@ -450,6 +473,8 @@ def test_transitions_are_the_gaussians_that_were_drawn_and_replay_with_gradient(
     assert float((other.log_prob - path.log_prob).detach().abs().max()) > 1e-3
     with pytest.raises(orn.TableError, match="draws no noise"):
         orn.record(model, x_init=x, solver=orn.DDIM(), grid=grid)
+    with pytest.raises(orn.TableError, match="std for each sample"):
+        orn.record(model, x_init=x, solver=orn.DDPM(), grid=grid.t[:, None].expand(5, 3))
 
 
 @pytest.mark.parametrize("solver", [orn.DPMSolverPP(order=2), orn.DDIM(eta=1.0)], ids=repr)
@@ -483,6 +508,21 @@ def test_nan_is_named_by_a_replay_with_the_same_noise():
             orn.sample(model, (4, 2), solver=orn.DDIM(eta=1.0), grid=orn.Uniform(), steps=5, seed=0, debug=debug)
 
 
+def test_the_replay_meets_the_same_noise():
+    """A network that breaks where the noise drives a state far out: the replay names what `debug` sees as it goes."""
+    model = orn.Denoiser(lambda x, t: torch.where(x.abs() > 1.5, torch.nan, x * 0.5), orn.VP(), predicts="x0")
+    named = set()
+    for seed in range(8):
+        found = []
+        for debug in (False, True):
+            with pytest.raises(orn.NonFiniteError) as error:
+                orn.sample(model, (3, 2), solver=orn.DDPM(), grid=orn.Uniform(), steps=12, seed=seed, debug=debug)
+            found.append(str(error.value))
+        assert found[0] == found[1]
+        named.add(found[0])
+    assert len(named) > 3
+
+
 def test_bad_requests_are_refused_before_anything_runs():
     class Never(torch.nn.Module):
         def forward(self, x, t, cond=None):
@@ -496,6 +536,7 @@ def test_bad_requests_are_refused_before_anything_runs():
         ({**good, "steps": 3, "nfe": 3}, "not both"),
         ({**good, "cond": {"label": torch.zeros(4)}}, r"cond\['label'\] has shape \(4,\).*batch of 3"),
         ({**good, "grid": [0.9, 0.0]}, "starts at t = 0.9: give x_init"),
+        ({"shape": (2, 2), "grid": torch.tensor([[1.0, 0.9], [0.0, 0.0]])}, "starts at t = 0.9: give x_init"),
         ({**good, "grid": [1.0, 0.5, 0.0], "steps": 3}, "make 2 steps"),
         ({"shape": (3, 2), "x_init": torch.zeros(4, 2)}, "x_init has shape"),
         (
@@ -503,6 +544,12 @@ def test_bad_requests_are_refused_before_anything_runs():
             "not both",
         ),
         ({**good, "solver": [orn.DDIM(), orn.DDIM()]}, "2 solvers"),
+        ({**good, "grid": [1.0, 0.5, 0.0], "nfe": 2}, "know their number of steps"),
+        ({**good, "grid": orn.Uniform()(orn.VP(), 4)}, "another process"),
+        ({**good, "grid": torch.tensor([[1.0, 1.0], [0.0, 0.0]])}, "times for 2 samples, the batch is 3"),
+        ({**good, "dtype": torch.int64}, "floating point"),
+        ({"shape": 3}, "a shape is"),
+        ({"shape": (3.0, 2)}, "a shape is"),
     ]:
         with pytest.raises(ValueError, match=message):
             orn.sample(model, **options)
@@ -521,6 +568,60 @@ def test_bad_requests_are_refused_before_anything_runs():
             orn.DDIM(**wrong)
     with pytest.raises(ValueError, match="order=4"):
         orn.DPMSolverPP(order=4)
+
+
+def test_things_of_the_wrong_kind_are_named():
+    """In a process of its own, as users run it: while tests run the annotations refuse these first."""
+    code = """
+import numpy, torch, ornstein as orn
+model = orn.exact.Gaussian(torch.zeros(2), std=1.0).denoiser(orn.Flow())
+assert orn.sample(model, (3, 2), steps=2, seed=numpy.int64(3)).seed == 3
+net = lambda x, t: x
+for call, message in [
+    (lambda: orn.sample(model, (3, 2), solver="ddim"), "a solver is an object"),
+    (lambda: orn.sample(model, (3, 2), solver=orn.DDIM), "a solver is an object"),
+    (lambda: orn.sample(model, (3, 2), grid="karras"), "a grid is an object"),
+    (lambda: orn.sample(model, (3, 2), grid=orn.Karras), "a grid is an object"),
+    (lambda: orn.DDIM().compile(orn.Flow(), [1.0, 0.5]), "compile takes levels"),
+    (lambda: orn.Denoiser(net, orn.Flow), "a process is an object"),
+    (lambda: orn.Denoiser(net, "flow"), "a process is an object"),
+    (lambda: orn.Denoiser(net, orn.Flow(), heads={"gate": "eps"}), "gate='eps' is no view"),
+]:
+    try:
+        call()
+    except ValueError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(message)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_hook_is_held_to_shape_and_named_for_its_nan():
+    oracle = WORLD.denoiser(orn.VP())
+    with pytest.raises(ValueError, match=r"a hook returned \(1, 2\) for a state of \(3, 2\) at row 1"):
+        orn.sample(oracle, (3, 2), steps=3, seed=0, hooks=[lambda m: m.x[:1]])
+    for row in (2, 3):
+        with pytest.raises(orn.NonFiniteError, match=f"step {row} of 3, register r{row} "):
+            orn.sample(oracle, (3, 2), steps=3, seed=0, hooks=[lambda m, r=row: m.x * math.nan if m.row == r else None])
+
+
+def test_a_head_that_is_missing_at_one_level_is_never_another():
+    """Outside its interval CFG runs one branch: a solver that reads the other there is refused, and gets no main."""
+
+    class Uncond(Solver):
+        def write(self, table, grid):
+            x = table.state
+            for t, s in itertools.pairwise(grid):
+                p = table.evaluate(x, t).head("uncond")
+                x = table.step(s.alpha * p.x0 + s.sigma * p.noise, s)
+
+    guided, cond = orn.CFG(WORLD.denoiser(orn.Flow()), 2.0, interval=(0.5, 1.0)), {"label": torch.tensor([0, 1])}
+    for solver in (Uncond(), CFGPlusPlus()):
+        orn.sample(guided, x_init=normal(2, 2), cond=cond, solver=solver, grid=[0.9, 0.7, 0.4])
+        with pytest.raises(orn.TableError, match="head 'uncond'"):
+            orn.sample(guided, x_init=normal(2, 2), cond=cond, solver=solver, grid=[0.9, 0.7, 0.4, 0.2])
 
 
 def test_a_network_of_the_wrong_shape_is_named():

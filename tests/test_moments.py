@@ -42,6 +42,12 @@ def test_no_defect_on_a_point_mass(process, solver):
         assert variance == pytest.approx(s**2, rel=1e-11, abs=1e-14)
 
 
+def test_a_point_mass_at_data_has_a_response():
+    """Inversion by Euler starts at sigma = 0, where x is the mass itself: no 0/0."""
+    out = orn.response(orn.Euler().compile(orn.Flow(), orn.Flow().level([0.0, 0.5, 1.0])), 1.7, 0.0)
+    assert float(out.mean(1.7)) == pytest.approx(0.0, abs=1e-14)
+
+
 def test_solvers_that_do_not_declare_it_have_a_defect():
     for solver in SOLVERS:
         if not solver.exact_for_constant:
@@ -100,7 +106,19 @@ def test_the_two_variances_of_ddpm_are_right_for_their_data():
         assert law(orn.VP(), orn.DDPM(variance=other), grid, 0.0, c)[1] != pytest.approx(truth, rel=1e-2)
 
 
-@pytest.mark.parametrize("solver", [orn.Heun(), orn.DDIM(), orn.DPMSolverPP(order=3), orn.DDIM(eta=1.0)], ids=repr)
+class Langevin(orn.Solver):
+    """One step of x + h score + sqrt(2h) z at each level: a solver that reads the score."""
+
+    def write(self, table, grid):
+        x = table.state
+        for t, s in itertools.pairwise(grid):
+            x = table.step(x + 0.05 * table.evaluate(x, t).score + 0.1**0.5 * table.noise(t, s), s)
+
+
+SOME = [orn.Euler(), orn.Heun(), orn.DDIM(), orn.DPMSolverPP(order=3), orn.DDIM(eta=1.0), Langevin()]
+
+
+@pytest.mark.parametrize("solver", SOME, ids=lambda solver: type(solver).__name__)
 @pytest.mark.parametrize("predicts", ["x0", "noise", "score", "velocity", "v"])
 def test_the_response_is_what_the_loop_does(solver, predicts):
     """The affine response of each direction of an anisotropic Gaussian, against running the table on its denoiser."""

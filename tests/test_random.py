@@ -48,7 +48,26 @@ def test_the_same_seed_gives_the_same_numbers_again(seed: int | list[int] | Tens
     assert not torch.equal(Noise(4, batch=4).normal((4, 2)), first[0])
 
 
+@pytest.mark.parametrize("seed", [3, [3, 4]])
+def test_the_default_dtype_of_torch_changes_no_number(seed: int | list[int]) -> None:
+    wanted = Noise(seed, batch=2).normal((2, 33))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(Noise(seed, batch=2).normal((2, 33)), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_per_sample_streams_are_blocks_of_eight_in_order() -> None:
+    """The definition of the stream: changed, it would change every published run."""
+    noise, alone = Noise([5], batch=1), torch.Generator().manual_seed(derive(5, 2))
+    wanted = torch.cat([torch.randn(8, 2, generator=alone) for _ in range(2)])
+    assert torch.equal(torch.cat([noise.normal((1, 2)) for _ in range(16)]), wanted)
+
+
 def test_a_scalar_tensor_is_one_seed() -> None:
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        Noise(torch.tensor(1.5), batch=2)
     assert torch.equal(Noise(torch.tensor(5), batch=3).normal((3, 2)), Noise(5, batch=3).normal((3, 2)))
 
 

@@ -1,5 +1,6 @@
 """Tables: checks, printing, saving, refusals."""
 
+import itertools
 import json
 import math
 from typing import NamedTuple
@@ -84,12 +85,25 @@ def test_a_grid_with_infinite_levels_and_per_sample_times_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1, 2]", b'{"format": "else"}', b'{"format": "ornstein-table", "version": 1}']
-)
+    "content", [b"", b"{", b"[1, 2]", b'{"format": "else"}', b'{"format": "ornstein-table", "version": 1}',
+     b'{"format": "ornstein-table"}', b'{"format": "ornstein-table", "version": "1"}']
+)  # fmt: skip
 def test_foreign_and_damaged_tables_are_refused(content, tmp_path):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(orn.TableError, match=r"bad\.json"):
         orn.Table.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("key", ["noises", "order", "level"])
+def test_a_table_with_something_cut_off_is_refused(key, tmp_path):
+    data = table(orn.DDIM(eta=1.0)).to_json()
+    if key == "level":
+        data["rows"][-1]["level"] = None
+    else:
+        data[key] = data[key][:-1]
+    (tmp_path / "cut.json").write_text(json.dumps(data))
+    with pytest.raises(orn.TableError, match=r"cut\.json is a damaged table"):
+        orn.Table.load(tmp_path / "cut.json")
 
 
 def test_a_newer_format_is_refused(tmp_path):
@@ -104,6 +118,11 @@ def test_a_program_that_is_not_causal_is_refused():
     writer = Writer("ahead", grid[0])
     writer.step(Register(5) * 1.0, grid[1])
     with pytest.raises(orn.TableError, match=r"reads r5 before"):
+        writer.table()
+    writer = Writer("ahead", grid[0])
+    writer.step(writer.state + 1.0 * Output(0, "x0"), grid[1])
+    writer.evaluate(writer.state, grid[0])
+    with pytest.raises(orn.TableError, match=r"reads x0\(e0\) before"):
         writer.table()
     writer = Writer("ahead", grid[0])
     writer.evaluate(Register(1), grid[0])
@@ -126,6 +145,8 @@ def test_another_process_is_refused_by_its_levels():
     for other in (orn.VP(beta_max=20.001), orn.Flow(), orn.EDM()):
         with pytest.raises(orn.TableError, match="compiled for another process"):
             orn.sample(ring().denoiser(other), x_init=normal(2, 2), table=own)
+    with pytest.raises(orn.TableError, match="it has sigma"):
+        table(process=orn.EDM()).check_process(orn.EDM(sigma_max=81.0))
     with pytest.raises(orn.TableError, match="several"):
         own.check_process(orn.Product(Pair(orn.VP(), orn.VP())))
 
@@ -135,6 +156,16 @@ def test_components_must_share_their_evaluations():
     grid = product.level(torch.tensor([0.9, 0.5, 0.1]))
     both = orn.solvers.compile_table([orn.DDIM(), orn.DPMSolverPP(order=2)], product, grid)
     assert both.nfe == 2
+
+    class Stale(orn.Solver):
+        """DDIM's order of rows and evaluations, each at the first state."""
+
+        def write(self, table, grid):
+            for t, s in itertools.pairwise(grid):
+                table.step(s.alpha * table.evaluate(table.state, t).x0, s)
+
+    with pytest.raises(orn.TableError, match="cannot share"):
+        orn.solvers.compile_table([orn.DDIM(), Stale()], product, grid)
     with pytest.raises(orn.TableError, match="cannot share"):
         orn.solvers.compile_table([orn.DDIM(), orn.Heun()], product, grid)
     with pytest.raises(ValueError, match="3 solvers"):
@@ -182,3 +213,54 @@ def test_grids_are_what_they_are_called():
     # in the frame x/alpha a Karras grid is one grid, whatever process carries it
     vp, flow = (orn.Karras(sigma_max=50.0)(p, steps=4) for p in (orn.VP(), orn.Flow()))
     torch.testing.assert_close((vp.sigma / vp.alpha)[:-1], (flow.sigma / flow.alpha)[:-1])
+    torch.testing.assert_close(orn.Quadratic(end=0.25)(edm, steps=2).t, torch.tensor([1, 0.5625, 0.25], dtype=F64))
+    # a process whose own range is narrower than the grid's: equal steps from its own first level
+    narrow = orn.LogSNR()(orn.EDM(sigma_max=2.0), steps=20).log_snr[:-1]
+    torch.testing.assert_close(narrow, torch.linspace(-2 * math.log(2), 2.4 + 2 * math.log(20), 20, dtype=F64))
+
+
+def test_a_process_that_begins_noisy_ends_at_its_own_level():
+    class Noisy(orn.GaussianProcess):
+        def alpha(self, t):
+            return 1 - t
+
+        def sigma(self, t):
+            return 0.1 + 0.9 * t
+
+    levels = orn.LogSNR()(Noisy(), steps=20)
+    assert len(levels) == 21
+    assert float(levels.t[-1]) == 0
+    steps = levels.log_snr.diff()[1:]
+    torch.testing.assert_close(steps, steps[:1].expand(19))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: orn.LogSNR(start=-20.0)(orn.VP(), steps=3), r"LogSNR\(start=-20.0.*falls from inf to -10.05"),
+        (lambda: orn.Karras(sigma_max=1000.0)(orn.VP(), steps=3), r"Karras.*falls from inf to -10.05"),
+        (lambda: orn.LogSNR(end=math.inf)(orn.VP(), steps=3), "reaches outside"),
+        (lambda: orn.Karras(rho=0.0), "rho must be positive"),
+        (lambda: orn.DDIM().compile(orn.Flow(), GRID(orn.VP(), steps=3)), "another process"),
+        (lambda: orn.DDIM(eta=2.0).compile(orn.VP(), GRID(orn.VP(), steps=3)), "more noise than the level holds"),
+    ],
+)
+def test_what_a_grid_or_a_solver_cannot_do_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_noise_is_drawn_only_where_there_is_some_and_knows_its_interval():
+    grid = orn.Uniform()(orn.VP(), steps=3)
+    for solver in (orn.DDIM(eta=1.0), orn.DDPM()):
+        noises = solver.compile(orn.VP(), grid).noises
+        assert [(n.clock, n.start, n.end) for n in noises] == [
+            ("t", 1.0, float(grid.t[1])),
+            ("t", *grid.t[1:3].tolist()),
+        ]
+
+
+def test_pure_noise_does_not_count_as_a_past_evaluation():
+    """Order 3 makes its matched start after the step from infinite log-SNR, which carries no slope."""
+    for process in (orn.VP(), orn.Flow()):
+        assert orn.DPMSolverPP(order=3).compile(process, orn.LogSNR()(process, steps=7)).nfe == 8

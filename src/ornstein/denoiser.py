@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,7 @@ class EDMPrecondition:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
+        if not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data is the standard deviation of the data, positive: got {self.sigma_data}")
 
     def coefficients(self, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -118,6 +119,8 @@ class Scaling(nn.Module):
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).clone())
         if not bool((self.std > 0).all()) or not bool(self.std.isfinite().all()):
             raise ValueError(f"a scaling's std is positive and finite: got {float(self.std.min()):.6g}")
+        if not bool(self.mean.isfinite().all()):
+            raise ValueError("a scaling's mean is finite: this one has NaN or infinity")
 
     @classmethod
     def of(cls, data: Tensor) -> Scaling:
@@ -164,8 +167,11 @@ class Denoiser(BaseDenoiser):
         super().__init__()
         if predicts is None:
             predicts = precondition.predicts if precondition else "velocity"
-        if predicts not in VIEWS:
-            raise ViewError(f"predicts={predicts!r} is no view: choose from {', '.join(VIEWS)}")
+        if isinstance(process, type) or not isinstance(process, Process):
+            raise ValueError(f"a process is an object such as orn.Flow(): got {process!r}")
+        for name, view in {"predicts": predicts, **(heads or {})}.items():
+            if view not in VIEWS:
+                raise ViewError(f"{name}={view!r} is no view: choose from {', '.join(VIEWS)}")
         if predicts not in process.views:
             raise ViewError(f"{process!r} has no {predicts}: choose from {', '.join(process.views)}")
         if precondition is not None and predicts != precondition.predicts:

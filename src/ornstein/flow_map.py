@@ -16,7 +16,8 @@ class FlowMap(nn.Module):
 
         X(x, t, t) = x,    X(X(x, t, u), u, s) = X(x, t, s),    d/ds X(x, t, s) at s = t is the velocity.
 
-    A subclass sets `process` and writes `forward(x, t, s, cond)`; x (batch, *event), t and s scalars or (batch,).
+    Called on x (batch, *event), times t and s, scalars or (batch,), and a condition. A subclass sets `process` and
+    writes `forward(x, t, s, cond)`, which gets the levels of the two times.
 
     Source: Boffi, Albergo, Vanden-Eijnden 2024 (2406.07507); Kim et al. 2023 (2310.02279).
     """

@@ -55,13 +55,15 @@ class Noise:
         self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
         if seed is None:
             seed = fresh_seed()
-        if isinstance(seed, Tensor) and seed.dim() == 0:
-            seed = int(seed)
+        if isinstance(seed, Tensor):
+            seed = seed.tolist()
+        if not isinstance(seed, torch.Generator) and not hasattr(seed, "__len__"):
+            seed = index(seed)  # numpy's integers too
         if isinstance(seed, (int, torch.Generator)):
             self.seed: int | torch.Generator | tuple[int, ...] = seed
             self._start = seed.get_state() if isinstance(seed, torch.Generator) else None
         else:
-            seeds = tuple(index(s) for s in (seed.tolist() if isinstance(seed, Tensor) else seed))
+            seeds = tuple(index(s) for s in seed)
             if len(seeds) != batch:
                 raise ValueError(f"{len(seeds)} per-sample seeds for a batch of {batch}: give one seed a sample")
             self.seed = seeds
@@ -86,7 +88,7 @@ class Noise:
         if isinstance(self.seed, tuple):
             drawn = self._per_sample(shape[1:])
         else:
-            drawn = torch.randn(shape, generator=self._generator, device=self._generator.device)
+            drawn = torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=torch.float32)
         return drawn.to(device=self.device, dtype=self.dtype)
 
     def _per_sample(self, event: tuple[int, ...]) -> Tensor:
@@ -95,7 +97,8 @@ class Noise:
             self._streams[event] = ([generator(derive(s, *event)) for s in self.seed], [])
         generators, rows = self._streams[event]
         if not rows:
-            block = torch.stack([torch.randn(_BLOCK, *event, generator=g) for g in generators], dim=1)
+            drawn = [torch.randn(_BLOCK, *event, generator=g, dtype=torch.float32) for g in generators]
+            block = torch.stack(drawn, dim=1)
             rows.extend(reversed(block.unbind(0)))
         return rows.pop()
 

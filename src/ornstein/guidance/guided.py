@@ -35,6 +35,8 @@ class Guided(BaseDenoiser):
         super().__init__()
         if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
             raise ValueError(f"interval={interval}: times (low, high) with 0 <= low < high <= 1")
+        if not bool(torch.as_tensor(scale).isfinite().all()):
+            raise ValueError(f"scale must be finite: got {scale}")
         self.model, self.scale, self.interval = model, scale, interval
         self.process, self.predicts, self.null, self.scaling = model.process, model.predicts, model.null, model.scaling
         self.heads: Mapping[str, View] = {self.head_name: model.predicts}
@@ -79,9 +81,9 @@ class Guided(BaseDenoiser):
         return [partial(guide, pair) if act else call for act, pair, call in zip(acts, pairs, alone, strict=True)]
 
     def _weight(self, x: Tensor) -> float | Tensor:
-        if not isinstance(self.scale, Tensor) or self.scale.dim() == 0:
+        if not isinstance(self.scale, Tensor):
             return float(self.scale)
-        if self.scale.shape != (x.shape[0],):
+        if self.scale.shape not in ((), (x.shape[0],)):
             raise ValueError(
                 f"scale has shape {tuple(self.scale.shape)}: give a number, or one a sample ({x.shape[0]},)"
             )

@@ -24,8 +24,8 @@ class Cosine(GaussianProcess):
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.offset < 0:
-            raise ValueError(f"offset must not be negative: got {self.offset}")
+        if not 0 <= self.offset < math.inf:
+            raise ValueError(f"offset must be finite and not negative: got {self.offset}")
 
     @property
     def _rate(self) -> float:

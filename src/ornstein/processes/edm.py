@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,8 @@ class EDM(GaussianProcess):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_max > 0:
-            raise ValueError(f"sigma_max must be positive: got {self.sigma_max}")
+        if not 0 < self.sigma_max < math.inf:
+            raise ValueError(f"sigma_max must be positive and finite: got {self.sigma_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

@@ -14,7 +14,7 @@ from .gaussian import GaussianProcess
 class Flow(GaussianProcess):
     """x_t = (1 - t) x0 + t noise; the velocity is noise - x0.
 
-    Everything but the noise at t = 0 and x0 from noise at t = 1 is finite on the closed interval.
+    The velocity is finite on the closed interval; drift and diffusion are infinite at t = 1.
 
     Source: Lipman et al. 2022 (2210.02747), Liu et al. 2022 (2209.03003), with time running from data to noise.
     """

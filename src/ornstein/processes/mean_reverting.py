@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ class MeanReverting(_LinearBeta):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.noise_level > 0:
-            raise ValueError(f"noise_level must be positive: got {self.noise_level}")
+        if not 0 < self.noise_level < math.inf:
+            raise ValueError(f"noise_level must be positive and finite: got {self.noise_level}")
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.noise_level * torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))

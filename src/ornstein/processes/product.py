@@ -115,6 +115,8 @@ class Product:
         seed: Seed | Noise = None,
     ) -> ProductDraw:
         """Draw every component of x_t given x0, a named tuple of (batch, *event) tensors."""
+        if x1 is not None:
+            raise ValueError("Product has one end of data: x1 belongs to two-sided processes")
         level = self.level(t)
         if noise is None:
             stream = as_noise(seed, batch=x0[0].shape[0], dtype=x0[0].dtype, device=x0[0].device)

@@ -25,8 +25,8 @@ class VE(GaussianProcess):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"need 0 < sigma_min < sigma_max: got {self.sigma_min}, {self.sigma_max}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, both finite: got {self.sigma_min}, {self.sigma_max}")
 
     @property
     def log_ratio(self) -> float:

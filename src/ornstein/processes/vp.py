@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,8 @@ class _LinearBeta(GaussianProcess):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
-            raise ValueError(f"need 0 < beta_min <= beta_max: got {self.beta_min}, {self.beta_max}")
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(f"need 0 < beta_min <= beta_max, both finite: got {self.beta_min}, {self.beta_max}")
 
     def beta(self, t: Tensor) -> Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
@@ -75,7 +76,7 @@ class VP(_LinearBeta):
 class SubVP(_LinearBeta):
     """dx = -beta/2 x dt + sqrt(beta (1 - exp(-2B))) dw: alpha = exp(-B/2), sigma = 1 - exp(-B), B = integral of beta.
 
-    The variance stays below that of VP; every view but the noise from x0 is finite at t = 0.
+    The variance stays below that of VP; sigma' and so the velocity are finite at t = 0.
 
     Source: Song et al. 2020 (2011.13456).
     """

@@ -55,8 +55,8 @@ class DDPM(Solver):
         alpha_ts = alpha_t/alpha_s,   sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2
         std^2 = sigma_ts^2 sigma_s^2/sigma_t^2 ("posterior"), or sigma_ts^2 ("forward")
 
-    The two variances are those of the paper (its beta-tilde and beta), the right ones for data at a point and for
-    standard normal data. The mean and the first std are DDIM's with eta = 1.
+    The two variances are those of the paper (its beta-tilde and beta), the right ones for data at a point and, where
+    alpha^2 + sigma^2 = 1, for standard normal data. The mean and the first std are DDIM's with eta = 1.
 
     Source: Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (2006.11239).
     """

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -29,7 +30,13 @@ class Grid(ABC):
         if steps < 1:
             raise ValueError(f"steps={steps}: a grid has at least one step")
         first: Any = getattr(process, "processes", (process,))[0]
-        grid = process.level(self.times(first, steps))
+        times = self.times(first, index(steps))
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            raise ValueError(
+                f"{self!r} reaches outside [0, 1]: the log-SNR of {first!r} falls from {_log_snr(first, 0.0):.4g} to "
+                f"{_log_snr(first, 1.0):.4g}"
+            )
+        grid = process.level(times)
         check_grid(grid)
         return grid
 
@@ -83,14 +90,18 @@ class LogSNR(Grid):
 
     def times(self, process: GaussianProcess, steps: int) -> Tensor:
         widen = 2 * math.log(steps)
-        end = 2.4 + widen if self.end is None else self.end
+        data = _log_snr(process, 0.0)  # finite where sigma(0) > 0: the grid then ends there, with no jump
+        end = min(data, 2.4 + widen if self.end is None else self.end)
         deepest = -0.4 - widen if self.deepest is None else self.deepest
         start = self.start if self.start is not None else max(_log_snr(process, 1.0), deepest)
-        to_data = self.to_data and _log_snr(process, 0.0) > end
+        to_data = self.to_data and data > end
         if not start < end:
             raise ValueError(f"{self!r} starts at log-SNR {start:.4g}, not below its end {end:.4g}")
         levels = torch.linspace(start, end, steps + (not to_data), dtype=torch.float64)
-        return _with_ends(process.time(levels), self.start is None, to_data)
+        times = _with_ends(process.time(levels), self.start is None, to_data)
+        if self.to_data:
+            times[-1] = 0.0
+        return times
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,10 @@ class Karras(Grid):
     sigma_min: float = 0.002
     sigma_max: float | None = None
     rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho must be positive and finite: got {self.rho}")
 
     def times(self, process: GaussianProcess, steps: int) -> Tensor:
         own = math.exp(-_log_snr(process, 1.0) / 2)
@@ -147,11 +162,13 @@ def check_grid(grid: Level | ProductLevel) -> None:
 
 
 def as_grid(
-    grid: Grid | Level | ProductLevel | Tensor | Sequence[float], process: Process, default_steps: int = 20
+    grid: Grid | Level | ProductLevel | Tensor | Sequence[float], process: Process
 ) -> Callable[[int | None], Any]:
-    """A function from a number of steps (None for the default) to levels; given times know their own number."""
+    """A function from a number of steps (None for 20) to levels; given times know their own number."""
     if isinstance(grid, Grid):
-        return lambda steps: grid(process, steps=default_steps if steps is None else steps)
+        return lambda steps: grid(process, steps=20 if steps is None else steps)
+    if isinstance(grid, (str, type)):
+        raise ValueError(f"a grid is an object such as orn.LogSNR(), or its times from first to last: got {grid!r}")
     levels = process.level(torch.as_tensor(grid, dtype=torch.float64) if isinstance(grid, (list, tuple)) else grid)
 
     def fixed(steps: int | None) -> Any:

@@ -122,7 +122,7 @@ class Loop:
         for step in self._steps:
             if isinstance(step, Combine):
                 if not step.terms:
-                    value = torch.zeros_like(parts(x)[0])
+                    value = torch.zeros_like(parts(x)[step.component])
                 elif step.plain and not differentiable:
                     (slot, c), *rest = step.terms
                     if c == 1.0 and rest:
@@ -145,7 +145,7 @@ class Loop:
             elif isinstance(step, Evaluate):
                 if single:
                     output = calls[step.index](slots[step.inputs[0]])
-                    if first or not isinstance(output, Tensor):
+                    if first or not isinstance(output, Tensor) or any(head != "main" for _, _, head in step.outputs):
                         first = self._check_output(output, step, x)
                         for slot, _, head in step.outputs:
                             slots[slot] = heads_of(output)[head]
@@ -158,6 +158,9 @@ class Loop:
                 continue
             else:
                 self._after(step, slots)
+                if debug:
+                    for slot in step.slots:
+                        self._check_finite(step.row, slots[slot])
                 continue
             for slot in step.drop:
                 slots[slot] = None
@@ -195,6 +198,11 @@ class Loop:
             own = like(self.x, state) if level is None else self._uncentred(state, level)
             new = hook(Moment(step.row, level, rows[0].on_grid, own, registers))
             if new is not None:
+                for part, value in zip(parts(new), state, strict=True):
+                    if part.shape != value.shape:
+                        raise ValueError(
+                            f"a hook returned {tuple(part.shape)} for a state of {tuple(value.shape)} at row {step.row}"
+                        )
                 state = list(parts(new))
                 if level is not None:
                     state = self._centred(new, level)
@@ -222,6 +230,6 @@ class Loop:
             samples = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
             raise NonFiniteError(
                 f"NaN or infinity first appears in step {steps} of {self.table.steps}, register r{row}{at}, in "
-                f"{len(samples)} of {len(value)} samples (the first is {samples[0]}): the network's answer or the "
-                "state before it is not finite"
+                f"{len(samples)} of {len(value)} samples (the first is {samples[0]}): the network's answer, a "
+                "hook's or the state before it is not finite"
             )

@@ -163,6 +163,8 @@ def _instructions(
             if recorded and len(fresh) > 1:
                 raise TableError(f"row r{index} draws {len(fresh)} noises: a transition has one")
             noise = fresh[0] if recorded and fresh else None
+            if noise is not None and isinstance(terms[noise], Tensor):
+                raise TableError(f"row r{index} has a std for each sample: a transition has one, so share the times")
             program.append(("combine", (terms, index, c, noise), list(terms), [("r", c, index)]))
         if hooked:
             program.append(("after", index, [("r", c, index) for c in components], []))

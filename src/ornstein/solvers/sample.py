@@ -31,7 +31,7 @@ class Samples:
 
     x: the samples (batch, *event), in the user's units.
     nfe: network evaluations a sample that were run, guidance branches and gradient passes counted.
-    seed: what repeats the run.
+    seed: what repeats the run; a generator that was given has moved on.
     table: what was run.
     trajectory: if asked for, the states at all points of the grid, (steps + 1, batch, *event), in the user's units.
     """
@@ -76,7 +76,7 @@ def sample(
         x_init: the state at the table's first time, in model units.
         cond: any nest of tensors with the batch as their first axis.
         seed: an int, a generator, or one seed a sample (see `orn.Noise`).
-        dtype, device: of the state, by default those of the denoiser's parameters.
+        dtype, device: of the state, by default those of `x_init`, else of the denoiser's parameters.
         trajectory: keep the states at the grid's points; otherwise memory does not grow with steps.
         hooks: called after every row of the table with a `Moment`; may replace the state.
         differentiable: run with gradients, each evaluation checkpointed.
@@ -93,6 +93,8 @@ def sample(
         if steps is not None and nfe is not None:
             raise ValueError("give steps or nfe, not both")
         if nfe is not None:
+            if grid is not None and not isinstance(grid, Grid):
+                raise ValueError("these times know their number of steps: nfe chooses one for a grid like orn.LogSNR()")
             steps = steps_within(nfe, solver, denoiser, make)
         table = compile_table(solver, denoiser.process, make(steps))
     elif any(option is not None for option in (solver, grid, steps, nfe)):
@@ -106,6 +108,10 @@ def sample(
     shapes = _shapes(shape, x_init)
     batch = parts(shapes)[0][0] if hasattr(shapes, "_fields") else shapes[0]
     check_batch(cond, batch)
+    if not dtype.is_floating_point:
+        raise ValueError(f"a state is of floating point: got {dtype}")
+    if table.start.shape not in ((), (1,), (batch,)):
+        raise ValueError(f"the grid has times for {len(table.start)} samples, the batch is {batch}")
     if x_init is None and float(table.start.t.min()) < 1:
         raise ValueError(f"the grid starts at t = {float(table.start.t.min()):.4g}: give x_init, the state there")
     noise = Noise(seed, batch=batch, dtype=dtype, device=device)
@@ -129,7 +135,7 @@ def sample(
             loop.x = begin()
             loop.run(noise, debug=True)
             raise NonFiniteError(
-                "the samples are not finite, but a replay with the same noise is: the network is random"
+                "the samples are not finite, but a replay with the same noise is: the network or a hook is random"
             )
         decode = (lambda v: v) if denoiser.scaling is None else denoiser.scaling.decode
         path = None
@@ -142,8 +148,13 @@ def _shapes(shape: Any, x_init: State | None) -> Any:
     if x_init is None:
         if shape is None:
             raise ValueError("give the shape (batch, *event) of the samples, or x_init")
+        for part in shape if hasattr(shape, "_fields") else (shape,):
+            if not isinstance(part, (tuple, list)) or not part or not all(isinstance(n, int) and n >= 0 for n in part):
+                raise ValueError(f"a shape is (batch, *event), whole numbers, one such for each component: got {shape}")
         return shape if hasattr(shape, "_fields") else tuple(shape)
     own = like(x_init, [tuple(part.shape) for part in parts(x_init)])
+    if len({part.shape[0] for part in parts(x_init)}) > 1:
+        raise ValueError(f"the components of x_init have different batches: {own}")
     if shape is not None and own != (shape if hasattr(shape, "_fields") else tuple(shape)):
         raise ValueError(f"x_init has shape {own}, but shape={shape}")
     return own

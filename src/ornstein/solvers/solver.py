@@ -29,6 +29,8 @@ class Solver(ABC):
 
     def compile(self, process: Process, grid: Level | ProductLevel) -> Table | ProductTable:
         """The table for a process, on a grid made by `grid(process, steps=...)` or `process.level(times)`."""
+        if not isinstance(grid, (Level, ProductLevel)):
+            raise ValueError(f"compile takes levels, grid(process, steps=...) or process.level(times): got {grid!r}")
         if isinstance(grid, ProductLevel):
             return compile_table([self] * len(grid.components), process, grid)
         check_grid(grid)
@@ -36,7 +38,9 @@ class Solver(ABC):
             raise ValueError(f"{process!r} has several components: give levels of all of them, process.level(times)")
         table = Writer(repr(self), grid[0], process)
         self.write(table, grid)
-        return table.table()
+        made = table.table()
+        made.check_process(process)  # the grid's levels may be another's
+        return made
 
 
 def compile_table(
@@ -45,6 +49,8 @@ def compile_table(
     """The table of a solver, or of one solver for each component of a product process."""
     if isinstance(solver, Solver):
         return solver.compile(process, grid)
+    if not isinstance(solver, (list, tuple)) or not all(isinstance(s, Solver) for s in solver):
+        raise ValueError(f"a solver is an object such as orn.DDIM(), or one for each component: got {solver!r}")
     processes: tuple[Any, ...] = getattr(process, "processes", ())
     if not isinstance(grid, ProductLevel) or len(solver) != len(processes):
         raise ValueError(f"{len(solver)} solvers for {process!r}: give one, or one for each of its components")

@@ -195,10 +195,21 @@ class Table:
             for atom, c in self.rows[index].terms.items():
                 if not bool(torch.as_tensor(c).detach().isfinite().all()):
                     raise TableError(f"{self.solver}: the coefficient of {atom} in r{index} is {c}")
-                known = atom.evaluation in evaluated if isinstance(atom, Output) else atom in made
-                if not known and not isinstance(atom, Gaussian):
+                match atom:
+                    case Output():
+                        known = atom.evaluation in evaluated
+                    case Gaussian():
+                        known = 0 <= atom.index < len(self.noises)
+                    case Register():
+                        known = atom in made
+                if not known:
                     raise TableError(f"{self.solver}: row r{index} reads {atom} before it is made")
             made.add(Register(index))
+        every = [("row", m) for m in range(1, len(self.rows))] + [("evaluate", e) for e in range(len(self.evaluations))]
+        if sorted(self.order) != sorted(every):
+            raise TableError(f"{self.solver}: the order must name every row and every evaluation once")
+        if self.rows[0].level is None or self.rows[-1].level is None:
+            raise TableError(f"{self.solver}: the first and the last register are states, each with a level")
 
     @property
     def components(self) -> tuple[Table, ...]:
@@ -302,8 +313,9 @@ class Table:
             raise TableError(f"{path} is not a table of this library, or is damaged: {error}") from error
         if not isinstance(data, dict) or data.get("format") not in ("ornstein-table", "ornstein-product-table"):
             raise TableError(f"{path} is not a table of this library")
-        if data["version"] > FORMAT:
-            raise TableError(f"{path} has table format {data['version']}, this version reads up to {FORMAT}: upgrade")
+        version = data.get("version")
+        if not isinstance(version, int) or version > FORMAT:
+            raise TableError(f"{path} has table format {version}, this version reads 1 to {FORMAT}: upgrade")
         try:
             if data["format"] == "ornstein-product-table":
                 return ProductTable(tuple(cls.from_json(part) for part in data["components"]))

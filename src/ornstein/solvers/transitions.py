@@ -63,6 +63,8 @@ class _Recorder:
     def begin(self, table: Table | ProductTable, x_init: Tensor, cond: Cond) -> None:
         if not isinstance(table, Table):
             raise TableError("transitions are recorded for processes of one component")
+        if not table.noises:
+            raise TableError(f"{table.solver} draws no noise: record a stochastic solver, such as DDIM(eta=1)")
         self.table, self.x_init, self.cond = table, x_init, cond
         self.kept: list[tuple[int, Tensor, Tensor, float, Tensor]] = []
 
@@ -76,8 +78,6 @@ class _Recorder:
         return state, noise
 
     def transitions(self) -> Transitions:
-        if not self.kept:
-            raise TableError(f"{self.table.solver} draws no noise: record a stochastic solver, such as DDIM(eta=1)")
         rows, states, means, stds, noises = zip(*self.kept, strict=True)
         noise, std = torch.stack(noises), torch.tensor(stds, dtype=torch.float64)
         constant = noise[0, 0].numel() * (std.log() + math.log(2 * math.pi) / 2)
