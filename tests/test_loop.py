@@ -642,3 +642,34 @@ def test_evaluation_mode_and_scaling():
     torch.testing.assert_close(out.x, plain.x * 2 + 3)
     torch.testing.assert_close(out.trajectory, plain.trajectory * 2 + 3)
     assert [m.training for m in net] == [True, False]
+
+
+def test_a_head_that_is_no_view_is_read_as_it_came():
+    """A network with a variance head, and a solver that draws each step with it as standard deviation."""
+
+    class Learned(Solver):
+        def write(self, table, grid):
+            x = table.state
+            for _, s in itertools.pairwise(grid):
+                p = table.evaluate(x, s)
+                x = table.step(p.x0 + 0.5 * p.head("spread").raw, s)
+
+    model = orn.Denoiser(lambda x, t: {"main": -x, "spread": x + 3}, orn.Flow(), predicts="x0")
+    x = normal(3, 2)
+    out = orn.sample(model, x_init=x, solver=Learned(), grid=[0.9, 0.8])
+    torch.testing.assert_close(out.x, -x + 0.5 * (x + 3))
+    with pytest.raises(orn.TableError, match="the network returned main"):
+        orn.sample(
+            orn.Denoiser(lambda x, t: -x, orn.Flow(), predicts="x0"), x_init=x, solver=Learned(), grid=[0.9, 0.8]
+        )
+
+
+def test_a_replay_is_in_evaluation_mode_and_hooks_are_not_recorded():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).double()
+    model = orn.Denoiser(lambda x, t: net(x), orn.VP(), predicts="x0")
+    model.inner = net.train()
+    _, path = orn.record(model, x_init=normal(3, 2), solver=orn.DDPM(), grid=GRID, steps=3, seed=0)
+    torch.testing.assert_close(path.replay(model).log_prob, path.log_prob, rtol=1e-9, atol=1e-9)
+    assert net.training
+    with pytest.raises(orn.TableError, match="without hooks"):
+        orn.record(model, x_init=normal(3, 2), solver=orn.DDPM(), grid=GRID, steps=3, hooks=[lambda moment: None])

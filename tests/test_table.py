@@ -264,3 +264,33 @@ def test_pure_noise_does_not_count_as_a_past_evaluation():
     """Order 3 makes its matched start after the step from infinite log-SNR, which carries no slope."""
     for process in (orn.VP(), orn.Flow()):
         assert orn.DPMSolverPP(order=3).compile(process, orn.LogSNR()(process, steps=7)).nfe == 8
+
+
+def test_grids_of_a_process_whose_data_end_has_noise_stop_there():
+    """sigma(0) > 0: no jump to data is needed, the last level is t = 0 and no time repeats."""
+
+    class Noisy(orn.GaussianProcess):
+        def alpha(self, t):
+            return torch.ones_like(t)
+
+        def sigma(self, t):
+            return 0.05 + 10 * t
+
+    for grid in (orn.Karras(), orn.LogSNR(), orn.Uniform()):
+        for steps in (1, 2, 9, 40):
+            levels = grid(Noisy(), steps=steps)
+            assert len(levels) == steps + 1
+            assert float(levels.t[0]) == 1
+            assert float(levels.t[-1]) == 0
+
+
+def test_a_process_that_returns_a_number_is_named():
+    class Constant(orn.GaussianProcess):
+        def alpha(self, t):
+            return 1.0
+
+        def sigma(self, t):
+            return t
+
+    with pytest.raises(ValueError, match=r"alpha\(t\) must return a tensor .* got float"):
+        Constant().level(0.5)

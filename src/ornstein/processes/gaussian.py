@@ -133,7 +133,15 @@ class GaussianProcess(ABC):
             t = t.to(torch.float64)
             if not torch.compiler.is_compiling():
                 _check_times(t)
-        return Level(t, self.alpha(t), self.sigma(t), self.log_snr(t), self.d_alpha(t), self.d_sigma(t))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        for name, value in (("alpha", alpha), ("sigma", sigma)):
+            if not isinstance(value, Tensor) or value.shape != t.shape:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{self!r}.{name}(t) must return a tensor of t's shape {tuple(t.shape)}: got {got} "
+                    "(a constant c is c * torch.ones_like(t))"
+                )
+        return Level(t, alpha, sigma, self.log_snr(t), self.d_alpha(t), self.d_sigma(t))
 
     def prior(
         self,

@@ -12,7 +12,7 @@ from .._types import VIEWS, View
 from ..errors import ViewError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """(t, alpha, sigma, log-SNR) and the time derivatives of alpha and sigma, carried together.
 

@@ -125,11 +125,17 @@ class Karras(Grid):
     def times(self, process: GaussianProcess, steps: int) -> Tensor:
         own = math.exp(-_log_snr(process, 1.0) / 2)
         largest = self.sigma_max if self.sigma_max is not None else min(own, 80.0)
-        if not 0 < self.sigma_min < largest:
+        least = math.exp(-_log_snr(process, 0.0) / 2)  # above 0 where sigma(0) > 0: the grid then ends there, no jump
+        smallest = max(self.sigma_min, least)
+        if not 0 < smallest < largest:
             raise ValueError(f"Karras needs 0 < sigma_min < sigma_max: got {self.sigma_min}, {largest:.4g}")
-        a, b = largest ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-        return _with_ends(process.time(-2 * self.rho * torch.log(a + ramp * (b - a))), self.sigma_max is None, True)
+        to_data = smallest > least
+        a, b = largest ** (1 / self.rho), smallest ** (1 / self.rho)
+        ramp = torch.linspace(0, 1, steps + (not to_data), dtype=torch.float64)
+        times = process.time(-2 * self.rho * torch.log(a + ramp * (b - a)))
+        times = _with_ends(times, self.sigma_max is None, to_data)
+        times[-1] = 0.0
+        return times
 
 
 def _log_snr(process: GaussianProcess, t: float) -> float:

@@ -145,7 +145,7 @@ class Loop:
             elif isinstance(step, Evaluate):
                 if single:
                     output = calls[step.index](slots[step.inputs[0]])
-                    if first or not isinstance(output, Tensor) or any(head != "main" for _, _, head in step.outputs):
+                    if first or not step.plain or not isinstance(output, Tensor):
                         first = self._check_output(output, step, x)
                         for slot, _, head in step.outputs:
                             slots[slot] = heads_of(output)[head]

@@ -17,11 +17,15 @@ Key: TypeAlias = tuple[Any, ...]  # ("r", component, m), ("p", component, e, hea
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Call evaluation `index` on the state in `inputs`; keep its heads in `outputs`: (slot, component, head)."""
+    """Call evaluation `index` on the state in `inputs`; keep its heads in `outputs`: (slot, component, head).
+
+    `plain`: at most the head "main" of one component is kept.
+    """
 
     index: int
     inputs: tuple[int, ...]
     outputs: tuple[tuple[int, int, str], ...]
+    plain: bool
     drop: tuple[int, ...]
 
 
@@ -196,7 +200,8 @@ def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Ke
         drop = tuple(slot_of[key] for key in done)
         if kind == "evaluate":
             kept = tuple((slot_of[key], key[1], key[3]) for key in writes)
-            steps.append(Evaluate(payload, read, kept, drop))
+            only_main = len(components) == 1 and all(head == "main" for _, _, head in kept)
+            steps.append(Evaluate(payload, read, kept, only_main, drop))
         elif kind == "draw":
             steps.append(Draw(slot_of[writes[0]], payload))
         elif kind == "combine":

@@ -127,7 +127,7 @@ def sample(
         kept.append(start)
         hooks = (*hooks, lambda moment: kept.append(moment.x) if moment.on_grid else None)
     show = progress if progress is not None else sys.stderr.isatty() and table.steps >= 10
-    with _evaluation(denoiser), torch.set_grad_enabled(differentiable):
+    with evaluation(denoiser), torch.set_grad_enabled(differentiable):
         loop = Loop(denoiser, table, start, cond, differentiable=differentiable, hooks=hooks, recorder=recorder)
         with bar(table.steps, "sampling", show) as tick:
             x = loop.run(noise, debug=debug, tick=tick if show else None)
@@ -161,7 +161,7 @@ def _shapes(shape: Any, x_init: State | None) -> Any:
 
 
 @contextmanager
-def _evaluation(denoiser: BaseDenoiser) -> Iterator[None]:
+def evaluation(denoiser: BaseDenoiser) -> Iterator[None]:
     """Evaluation mode for every module that was training, and back again."""
     training = [module for module in denoiser.modules() if module.training]
     denoiser.eval()

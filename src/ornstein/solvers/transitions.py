@@ -14,7 +14,7 @@ from ..denoiser import BaseDenoiser
 from ..errors import TableError
 from ..random import Noise
 from .loop import Loop
-from .sample import Samples, sample
+from .sample import Samples, evaluation, sample
 from .table import ProductTable, Table
 
 
@@ -49,7 +49,7 @@ class Transitions:
         recorder = _Recorder(self.state)
         loop = Loop(denoiser, self.table, self.x_init, self.cond, differentiable=True, recorder=recorder)
         first = self.x_init
-        with torch.enable_grad():
+        with evaluation(denoiser), torch.enable_grad():
             loop.run(Noise(0, batch=len(first), dtype=first.dtype, device=first.device))
             return recorder.transitions()
 
@@ -93,6 +93,8 @@ def record(denoiser: BaseDenoiser, shape: Any = None, **options: Any) -> tuple[S
 
     Particle steering, reinforcement learning, trajectory balance and path-space losses stand on this and nothing else.
     """
+    if options.get("hooks"):
+        raise TableError("a hook that changes states has no density: record without hooks")
     recorder = _Recorder()
     out = sample(denoiser, shape, recorder=recorder, **options)
     return out, recorder.transitions()
