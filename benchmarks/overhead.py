@@ -138,8 +138,9 @@ def diffusers(name: str, **options: object) -> Run:
     def run(x: torch.Tensor) -> torch.Tensor:
         scheduler = class_(**options)
         scheduler.set_timesteps(STEPS)
+        scale = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flow schedulers have none
         for t in scheduler.timesteps:
-            x = scheduler.step(scheduler.scale_model_input(x, t) * 0.5, t, x).prev_sample
+            x = scheduler.step(scale(x, t) * 0.5, t, x).prev_sample
         return x
 
     return run

@@ -120,6 +120,8 @@ def sample(
     """
     _needs("pydantic", "yaml", "safetensors")
     _known_solver(solver)
+    if n < 1:
+        raise ValueError(f"-n {n}: at least 1 sample")
     target = out or run / "samples.npz"
     if target.suffix not in (".npz", ".png"):
         raise ValueError(f"--out {target}: samples are written as .npz or .png")
@@ -205,6 +207,8 @@ def run(arguments: list[str]) -> int:
                 return _fail(f"{first} has no option {word}; {nearest(word, options)}")
     try:
         code = command.main([word for word in arguments if word != "--debug"], "ornstein", standalone_mode=False)
+        if code == 130:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, EOFError):
         return _fail("interrupted: the same command goes on where it was", 130)

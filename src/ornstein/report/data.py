@@ -78,23 +78,33 @@ def _digits() -> tuple[Tensor, Tensor]:
 def _file(name: str) -> tuple[Tensor, Tensor | None]:
     path = Path(name)
     if path.suffix not in (".npz", ".npy"):
-        raise ValueError(f"unknown data {name!r}; {nearest(name, NAMED)} Or give an .npz (x, y) or .npy file")
+        raise ValueError(
+            f"unknown data {name!r}: {nearest(name, NAMED)}, or give an .npz (x, and y for labels) or .npy file"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"data {name!r}: there is no such file")
     try:
         loaded = np.load(path, allow_pickle=False)
+        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{name} is no {path.suffix} file of plain arrays: {error}") from error
-    arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        reason = "it holds Python objects, or is no such file" if "pickle" in str(error) else error
+        raise ValueError(f"{name} is no {path.suffix} file of plain arrays: {reason}") from error
     if "x" not in arrays:
         raise ValueError(f"{name} has no array 'x' (n, ...), but {', '.join(arrays) or 'nothing'}")
     array = arrays["x"]
     if array.ndim < 2 or array.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: x must be numbers (n, ...), got {array.dtype} of shape {array.shape}")
+        hint = "; numbers without features are x[:, None]" if array.ndim == 1 else ""
+        raise ValueError(
+            f"{name}: x must be numbers (n, ...), real, in two or more axes: got {array.dtype} {array.shape}{hint}"
+        )
     return torch.tensor(array, dtype=torch.float32), _labels(name, arrays.get("y"), len(array))
 
 
 def _labels(name: str, y: Any, n: int) -> Tensor | None:
     if y is None:
         return None
-    if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:
+    if y.shape != (n,) or y.dtype.kind not in "iu":
         raise ValueError(f"{name}: y must be {n} integers from 0, got {y.dtype} of shape {y.shape}")
+    if n and y.min() < 0:
+        raise ValueError(f"{name}: y must be {n} integers from 0, got {y.min()} in sample {int(y.argmin())}")
     return torch.tensor(y, dtype=torch.int64)

@@ -216,7 +216,8 @@ def build_net(config: Config) -> Net:
     """The network of a config; ValueError if it does not fit the data."""
     event, labels, net = config.event or (), config.labels or 0, config.net
     if net.kind != "mlp" and len(event) != 3:
-        raise ValueError(f"net {net.kind} needs images (channels, height, width), and the data are {event}: use mlp")
+        hint = "store x[:, None], or use mlp" if len(event) == 2 else "use mlp"
+        raise ValueError(f"net {net.kind} needs images (channels, height, width), and the data are {event}: {hint}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if net.kind == "mlp":

@@ -17,7 +17,9 @@ def dropper(model: BaseDenoiser, drop: Mapping[str, float] | None) -> Callable[[
 
     The function returned takes the condition and the seed of the step. Source: Ho, Salimans 2022 (2207.12598).
     """
-    drop = drop or {}
+    drop = {} if drop is None else drop
+    if not isinstance(drop, Mapping):
+        raise ValueError(f"drop gives a probability by name, as {{'label': 0.1}}: got {drop!r}")
     null = model.null or {}
     for name, probability in drop.items():
         if name not in null:

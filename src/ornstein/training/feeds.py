@@ -117,7 +117,7 @@ class DatasetFeed(_Shuffled):
     def __call__(self, step: int) -> Batch:
         # random augmentation is a function of the step too
         torch.default_generator.manual_seed(derive(self.seed, "items", step))
-        return split(default_collate([self.data[i] for i in self.indices(step).tolist()]))
+        return _finite(split(default_collate([self.data[i] for i in self.indices(step).tolist()])), step)
 
     def describe(self) -> str:
         return f"{type(self.data).__name__} of {self.n}"
@@ -152,7 +152,7 @@ class LoaderFeed(Feed):
                 self.position, self._batches = (epoch + 1, 0), None
                 continue
             self.position = (epoch, used + 1)
-            return split(batch)
+            return _finite(split(batch), step)
 
     def _open(self, epoch: int, used: int) -> Iterator[Any]:
         seed = derive(self.seed, "order", epoch)
@@ -179,6 +179,16 @@ def split(batch: Any) -> Batch:
             raise ValueError(f"an item of the data set is x or (x, cond): got {len(batch)} parts")
         return batch[0], batch[1] if len(batch) == 2 else None
     return batch, None
+
+
+def _finite(batch: Batch, step: int) -> Batch:
+    """The batch, if its samples on the host are finite: caught here, they have not touched the weights yet."""
+    for x in parts(batch[0]):
+        if isinstance(x, Tensor) and x.device.type == "cpu" and x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError(
+                f"the batch of step {step + 1} holds NaN or infinity: remove such samples from the data set"
+            )
+    return batch
 
 
 def feed_of(data: Any, cond: Cond, batch_size: int, seed: int) -> Feed:

@@ -103,9 +103,15 @@ def fit(
         ValueError: on bad arguments or data, before the work starts. CheckpointError: on a checkpoint that is damaged
         or of another run. NonFiniteError: when loss or gradient is no longer finite, naming the step.
     """
+    if not isinstance(model, BaseDenoiser):
+        raise ValueError(
+            f"model is a {type(model).__name__}: give a denoiser, as orn.Denoiser(net, process, predicts=...)"
+        )
     for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1: got {value}")
+        if value != int(value):
+            raise ValueError(f"{name} must be a whole number: got {value}")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be positive and finite: got {lr}")
     if clip is not None and not clip > 0:

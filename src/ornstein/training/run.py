@@ -59,8 +59,8 @@ class Training:
             row = int(bad[0])
             raise NonFiniteError(
                 f"at step {first + row + 1} of {self.steps} the loss is {float(new[row, 0]):.4g} and the gradient's "
-                f"norm {float(new[row, 1]):.4g}: the training stops (checkpoints hold earlier, finite weights). Lower "
-                "lr, clip, or look for large values in the data"
+                f"norm {float(new[row, 1]):.4g}: the training stops. The weights in memory are lost; a checkpoint, "
+                "if there is one, holds earlier, finite ones. Lower lr, clip, or look for large values in the data"
             )
 
     def restore(self, seen: Tensor) -> None:
