@@ -310,3 +310,25 @@ def test_nan_leaves_the_last_checkpoint(tmp_path: Path, whole: Any) -> None:
     assert metadata["step"] == EVERY
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     assert identical(train(path), whole)
+
+
+def test_changed_data_of_the_same_shape_are_another_run(tmp_path: Path) -> None:
+    """A checkpoint remembers what the data were, not their shape alone."""
+    data = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+    def train(x: torch.Tensor) -> None:
+        model = orn.Denoiser(orn.nets.MLP(2, width=16, depth=1), orn.Flow())
+        orn.fit(model, x, steps=4, batch_size=16, seed=0, checkpoint=tmp_path / "c.safetensors", every=2)
+
+    train(data)
+    train(data.clone())
+    changed = data.clone()
+    changed[3, 1] += 1e-3
+    with pytest.raises(ValueError, match="data"):
+        train(changed)
+
+
+def test_a_guided_model_is_not_trained() -> None:
+    model = orn.Denoiser(orn.nets.MLP(2, labels=2, width=16, depth=1), orn.Flow(), null={"label": orn.nets.NULL})
+    with pytest.raises(ValueError, match="train the Denoiser inside CFG"):
+        orn.fit(orn.CFG(model, 2.0), torch.randn(8, 2), steps=1)

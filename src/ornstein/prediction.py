@@ -46,6 +46,9 @@ class Prediction:
         self.cond, self.heads = cond, heads or {}
         self._views: dict[View, Tensor] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a prediction has no {name!r}: its views are {', '.join(VIEWS)}")
+
     @property
     def x0(self) -> Tensor:
         """E[x0 | x_t]."""

@@ -88,13 +88,15 @@ def train(
       ornstein train --data my.npz --out runs/mine --steps 5000
     """
     _needs("pydantic", "yaml", "safetensors")
-    from ornstein.report.config import read_values
+    from ornstein.report.config import absolute, read_values
     from ornstein.report.run import Run
 
     given = {"data": data, "process": process, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     values = (read_values(config) if config else {}) | {key: value for key, value in given.items() if value is not None}
     if net is not None:
         values["net"] = {**values.get("net", {}), "kind": net}
+    if isinstance(values.get("data"), str):
+        values["data"] = absolute(values["data"])
     folder = out or Path("runs") / Path(values.get("data", "digits")).stem
     run = Run.create(folder, values, str(config or "options"))
     _, fitted = run.train()
@@ -170,7 +172,7 @@ def evaluate(
     metrics = found.metrics
     for name, value in metrics["figures"].items():
         typer.echo(f"{name:<16} {value:8.4f}   real data {metrics['references'][name]:8.4f}")
-    _print_goals(goals(metrics["figures"]))
+    _print_goals(goals(metrics["figures"], metrics["references"]))
     typer.echo(f"report: {run / 'report.html'}")
 
 

@@ -33,6 +33,10 @@ class Guided(BaseDenoiser):
         self, model: BaseDenoiser, scale: float | Tensor, *, interval: tuple[float, float] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(model, BaseDenoiser):
+            raise ValueError(
+                f"guidance is around a denoiser, as orn.Denoiser(net, process): got {type(model).__name__}"
+            )
         if interval is not None and not 0 <= interval[0] < interval[1] <= 1:
             raise ValueError(f"interval={interval}: times (low, high) with 0 <= low < high <= 1")
         if not bool(torch.as_tensor(scale).isfinite().all()):

@@ -43,6 +43,11 @@ class Config(BaseModel):
     labels: int | None = None
 
 
+def absolute(data: str) -> str:
+    """A path to data as any folder can read it; names of built-in data stay."""
+    return str(Path(data).resolve()) if Path(data).suffix else data
+
+
 def make_config(values: Mapping[str, Any], source: str) -> Config:
     """A checked config; ValueError names the source, the field and what it may be, or the nearest real field."""
     try:

@@ -114,7 +114,7 @@ def _work(
         html.section("Again", f"<p><code>ornstein quickstart --seed {seed}</code> with torch {torch.__version__}.</p>"),
     ]
     atomic_write(run.folder / "report.html", html.page("Ornstein quickstart", lead, parts).encode())
-    return goals(metrics["figures"]), metrics
+    return goals(metrics["figures"], metrics["references"]), metrics
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def quality(metrics: Mapping[str, Any], sampler: str) -> str:
     )
     return html.section(
         "Are the samples good?",
-        html.goal_cards(goals(figures)),
+        html.goal_cards(goals(figures, references)),
         html.table(
             ["", *(FIGURES[name] for name in names)],
             [["samples", *(f"{figures[name]:.3f}" for name in names)]],

@@ -88,6 +88,8 @@ def sample(
         ValueError: for shapes, conditions, grids, tables or budgets that do not fit, before anything runs.
         NonFiniteError: if the result is not finite; the run is replayed with the same noise to name the step.
     """
+    if not all(isinstance(part, Tensor) for part in parts(x_init)) and x_init is not None:
+        raise ValueError(f"x_init is a tensor, or a named tuple of tensors: got {type(x_init).__name__}")
     if table is None:
         solver, make = solver or DPMSolverPP(), as_grid(LogSNR() if grid is None else grid, denoiser.process)
         if steps is not None and nfe is not None:

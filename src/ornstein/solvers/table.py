@@ -194,7 +194,10 @@ class Table:
                 continue
             for atom, c in self.rows[index].terms.items():
                 if not bool(torch.as_tensor(c).detach().isfinite().all()):
-                    raise TableError(f"{self.solver}: the coefficient of {atom} in r{index} is {c}")
+                    raise TableError(
+                        f"{self.solver}: the coefficient of {atom} in r{index} is {c}: a step that begins where "
+                        "alpha or sigma is 0 (inversion from data at t = 0) starts a little inside"
+                    )
                 match atom:
                     case Output():
                         known = atom.evaluation in evaluated

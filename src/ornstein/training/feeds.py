@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -94,7 +95,11 @@ class TensorFeed(_Shuffled):
 
     def describe(self) -> str:
         tensors = [x for x in _pytree.tree_leaves((self.data, self.cond)) if isinstance(x, Tensor)]
-        return ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in tensors)
+        content = hashlib.sha256()
+        for x in tensors:
+            raw: Any = x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            content.update(raw)
+        return f"{', '.join(f'{tuple(x.shape)} {x.dtype}' for x in tensors)} ({content.hexdigest()[:8]})"
 
     def example(self) -> Batch:
         chosen = {0}

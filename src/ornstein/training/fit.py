@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from .._extras import require
 from .._types import Cond, State
 from ..denoiser import BaseDenoiser
+from ..guidance import Guided
 from ..io import load_tensors, save_tensors
 from ..numerics.tree import like, parts, tree_map
 from ..progress import bar
@@ -107,6 +108,8 @@ def fit(
         raise ValueError(
             f"model is a {type(model).__name__}: give a denoiser, as orn.Denoiser(net, process, predicts=...)"
         )
+    if isinstance(model, Guided):
+        raise ValueError(f"fit trains one model: train the {type(model.model).__name__} inside {type(model).__name__}")
     for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1: got {value}")
@@ -141,7 +144,7 @@ def fit(
         "process": _name(model.process),
         "prediction": f"{model.predicts} {_name(getattr(model, 'precondition', None))}",
         "network": _digest(model),
-        "data": feed.describe(),
+        "data": "" if path is None else feed.describe(),
         "objective": _name(objective),
         "optimizer": _hyperparameters(optim, rates),
         "steps and schedule": f"{_name(schedule)} over {steps}, warm-up {warmup}" if schedule != "constant" else "any",
