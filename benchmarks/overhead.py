@@ -238,8 +238,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
         ]
         bars = axis.barh(names, [float(str(row["us_per_step"])) for row in own], color=colours)
         axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-        axis.set_xscale("log")
-        axis.set_xlabel("microseconds a step (median, log scale)")
+        axis.set_xlabel("microseconds a step (median)")
         axis.set_title(f"state {tuple(shape)}")
         axis.margins(x=0.15)
     figure.suptitle("One sampling step around a trivial network")
