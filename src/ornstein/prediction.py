@@ -148,9 +148,9 @@ def predict(
     for name, state in heads_of(output).items():
         for component, tensor in zip(split, parts(state), strict=True):
             component[name] = tensor
-    processes = process.processes  # type: ignore[attr-defined]
+    own: Any = process
     components = [
         Prediction(p, part, xi, out, predicts, cond=cond, heads=heads)
-        for p, part, xi, out in zip(processes, level.components, parts(x), split, strict=True)
+        for p, part, xi, out in zip(own.processes, level.components, parts(x), split, strict=True)
     ]
     return ProductPrediction(x, components)

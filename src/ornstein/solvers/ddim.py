@@ -68,7 +68,7 @@ class DDPM(Solver):
             raise ValueError(f"variance={self.variance!r}: choose posterior or forward")
 
     @property
-    def exact_for_constant(self) -> bool:  # type: ignore[override]
+    def exact_for_constant(self) -> bool:
         return self.variance == "posterior"
 
     def write(self, table: Writer, grid: Level) -> None:

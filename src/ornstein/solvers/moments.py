@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._types import View
+from ..errors import TableError
 from ..processes import Level
 from .table import Gaussian, Output, Register, Table
 
@@ -31,7 +33,7 @@ class Response:
         return self.gain**2 * initial + (self.gains**2).sum(0)
 
 
-def posterior_row(level: Level, view: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def posterior_row(level: Level, view: View, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """(m, k) with E[view | x] = m + k (x - alpha mean), for data N(mean, variance) in each direction.
 
     E[x0|x] = mean + alpha variance/S (x - alpha mean), E[noise|x] = sigma/S (x - alpha mean),
@@ -40,7 +42,7 @@ def posterior_row(level: Level, view: str, mean: Tensor, variance: Tensor) -> tu
     if view == "score":
         total = level.alpha**2 * variance + level.sigma**2
         return torch.zeros_like(mean), -1 / total
-    a, b = level.rows(view)  # type: ignore[arg-type]
+    a, b = level.rows(view)
     total = level.alpha**2 * variance + level.sigma**2
     k = (a * level.alpha * variance + b * level.sigma) / total
     return a * mean, torch.where(total > 0, k, torch.zeros_like(k))
@@ -73,6 +75,8 @@ def response(table: Table, mean: Tensor | float, variance: Tensor | float) -> Re
                 value = unit[2 + atom.index]
             else:
                 assert isinstance(atom, Output)
+                if atom.view == "raw":
+                    raise TableError(f"{table.solver} reads the head {atom.head!r}, whose law is not known")
                 level, state = outputs[atom.evaluation]
                 m, k = posterior_row(level, atom.view, centre, spread)
                 value = k * state + (m - k * level.alpha * centre) * unit[0]

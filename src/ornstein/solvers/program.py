@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def _conversions(
     table: Table, predicts: View, heads: Mapping[str, View]
 ) -> dict[Output, tuple[Coefficient, Coefficient]]:
     """(c_x, c_p) of every view that the rows read, each kind formed at all its levels at once."""
-    asked: dict[tuple[str, str], list[Output]] = {}
+    asked: dict[tuple[str, View | Literal["raw"]], list[Output]] = {}
     for atom in dict.fromkeys(atom for row in table.rows for atom in row.terms if isinstance(atom, Output)):
         asked.setdefault((atom.head, atom.view), []).append(atom)
     found: dict[Output, tuple[Coefficient, Coefficient]] = {}
@@ -109,7 +109,7 @@ def _conversions(
                 f"it has {', '.join(('main', *heads))}"
             )
         levels = table.levels[[atom.evaluation for atom in atoms]]
-        pairs = [_plain(values) for values in levels.conversion(native, view)]  # type: ignore[arg-type]
+        pairs = [_plain(values) for values in levels.conversion(native, view)]
         found.update(zip(atoms, zip(*pairs, strict=True), strict=True))
     return found
 
@@ -133,7 +133,7 @@ def _terms(c: int, table: Table, predicts: View, heads: Mapping[str, View]) -> l
                 total["r", c, atom.index] = total.get(("r", c, atom.index), 0.0) + b
             elif isinstance(atom, Gaussian):
                 total["z", c, atom.index] = b
-            else:
+            elif isinstance(atom, Output):
                 c_x, c_p = views[atom]
                 state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, atom.head)
                 total[state] = total.get(state, 0.0) + b * c_x

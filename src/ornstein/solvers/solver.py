@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ..denoiser import BaseDenoiser
 from ..processes import GaussianProcess, Level, Process, ProductLevel
@@ -21,7 +21,10 @@ class Solver(ABC):
     by its law where the solver is stochastic.
     """
 
-    exact_for_constant: ClassVar[bool] = False
+    @property
+    def exact_for_constant(self) -> bool:
+        """Whether a denoiser of constant x0 is followed exactly."""
+        return False
 
     @abstractmethod
     def write(self, table: Writer, grid: Level) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,11 +27,12 @@ broadcasts to (batch, *event)."""
 FORMAT = 1
 
 
-class _Linear:
+class _Linear(ABC):
     """The algebra in which solvers are written: sums of atoms with coefficients."""
 
+    @abstractmethod
     def terms(self) -> dict[Atom, Coefficient]:
-        raise NotImplementedError
+        """The coefficient of each atom."""
 
     def __add__(self, other: _Linear) -> Expression:
         total = dict(self.terms())
@@ -63,13 +65,15 @@ class Expression(_Linear):
         return self.summands
 
 
-class _Atom(_Linear):
+class Atom(_Linear):
+    """What rows are sums of: a `Register`, an `Output` or a `Gaussian`."""
+
     def terms(self) -> dict[Atom, Coefficient]:
-        return {self: 1.0}  # type: ignore[dict-item]
+        return {self: 1.0}
 
 
 @dataclass(frozen=True)
-class Register(_Atom):
+class Register(Atom):
     """r_i: a state, or an auxiliary value."""
 
     index: int
@@ -79,11 +83,11 @@ class Register(_Atom):
 
 
 @dataclass(frozen=True)
-class Output(_Atom):
+class Output(Atom):
     """P[e, view]: one view of one head of evaluation e. The view "raw" is the head as it came."""
 
     evaluation: int
-    view: View | str
+    view: View | Literal["raw"]
     head: str = "main"
 
     def __str__(self) -> str:
@@ -91,16 +95,13 @@ class Output(_Atom):
 
 
 @dataclass(frozen=True)
-class Gaussian(_Atom):
+class Gaussian(Atom):
     """z_l: standard normal numbers; the same atom again is the same noise again."""
 
     index: int
 
     def __str__(self) -> str:
         return f"z{self.index}"
-
-
-Atom: TypeAlias = Register | Output | Gaussian
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Evaluation:
     level: Level
     head_name: str = "main"
 
-    def view(self, name: View | str) -> Output:
+    def view(self, name: View | Literal["raw"]) -> Output:
         return Output(self.index, name, self.head_name)
 
     @property
@@ -479,9 +480,14 @@ def _show(c: Coefficient, sign: str = "") -> str:
 
 
 def _atom_json(atom: Atom) -> list[Any]:
-    if isinstance(atom, Output):
-        return ["P", [atom.evaluation, atom.view, atom.head]]
-    return ["r" if isinstance(atom, Register) else "z", [atom.index]]
+    match atom:
+        case Output():
+            return ["P", [atom.evaluation, atom.view, atom.head]]
+        case Register():
+            return ["r", [atom.index]]
+        case Gaussian():
+            return ["z", [atom.index]]
+    raise TableError(f"{atom!r} cannot be saved")
 
 
 def _atom_from(kind: str, ident: list[Any]) -> Atom:
