@@ -66,11 +66,12 @@ def test_order_from_noise(process, solver, order, steps):
     assert slopes(found) == pytest.approx([order, order], abs=0.2)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize(
     ("solver", "order", "steps"), CASES, ids=lambda v: repr(v) if isinstance(v, orn.Solver) else ""
 )
-def test_order_from_the_middle_of_a_trajectory(solver, order, steps):
-    found = errors(orn.Flow(), solver, steps, grid=MIDDLE)
+def test_order_from_the_middle_of_a_trajectory(process, solver, order, steps):
+    found = errors(process, solver, steps, grid=MIDDLE)
     assert min(found) > 1e-9
     assert slopes(found) == pytest.approx([order, order], abs=0.2)
 
