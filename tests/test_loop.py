@@ -673,3 +673,24 @@ def test_a_replay_is_in_evaluation_mode_and_hooks_are_not_recorded():
     assert net.training
     with pytest.raises(orn.TableError, match="without hooks"):
         orn.record(model, x_init=normal(3, 2), solver=orn.DDPM(), grid=GRID, steps=3, hooks=[lambda moment: None])
+
+
+def test_live_coefficients_have_their_gradient():
+    """A coefficient that requires a gradient, in a differentiable run: d x/d c by hand and by autograd."""
+
+    class Tuned(Solver):
+        def __init__(self, c):
+            self.c = c
+
+        def write(self, table, grid):
+            x = table.state
+            for t, s in itertools.pairwise(grid):
+                x = table.step(s.sigma / t.sigma * x + self.c * table.evaluate(x, t).x0, s)
+
+    c = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    model, x = orn.Denoiser(lambda x, t: 0.5 * x, orn.Flow(), predicts="x0"), normal(3, 2)
+    for _ in range(2):  # nothing of a graph is kept from one run to the next
+        out = orn.sample(model, x_init=x, solver=Tuned(c), grid=[0.8, 0.4, 0.2], differentiable=True).x
+        (grad,) = torch.autograd.grad(out.sum(), c)
+        torch.testing.assert_close(out, (0.5 + 0.5 * c) ** 2 * x)
+        torch.testing.assert_close(grad, (0.5 + 0.5 * c.detach()) * x.sum())
