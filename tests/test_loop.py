@@ -694,3 +694,19 @@ def test_live_coefficients_have_their_gradient():
         (grad,) = torch.autograd.grad(out.sum(), c)
         torch.testing.assert_close(out, (0.5 + 0.5 * c) ** 2 * x)
         torch.testing.assert_close(grad, (0.5 + 0.5 * c.detach()) * x.sum())
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 2), (3, 3)])
+def test_a_mean_of_another_shape_is_refused_not_broadcast(shape):
+    process, cond = orn.MeanReverting(), {"mean": torch.zeros(shape)}
+    model, x = orn.Denoiser(lambda x, t, cond: x, process, predicts="x0"), torch.zeros(3, 2)
+    for run in (
+        lambda: orn.sample(model, (3, 2), cond=cond, steps=2),
+        lambda: orn.sample(model, x_init=x, cond=cond, grid=[0.9, 0.1]),
+        lambda: process.corrupt(x, 0.5, cond=cond),
+        lambda: model(x, 0.5, cond).noise,
+    ):
+        with pytest.raises(
+            ValueError, match=r"the mean in cond has shape .*, the state \(3, 2\)|must be the batch of 3"
+        ):
+            run()

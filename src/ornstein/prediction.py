@@ -10,7 +10,7 @@ from torch import Tensor
 from ._types import VIEWS, Cond, State, View
 from .errors import ViewError
 from .numerics.tree import like, parts
-from .processes import GaussianProcess, Level, Process, ProductLevel, broadcast
+from .processes import GaussianProcess, Level, Process, ProductLevel, broadcast, check_shift
 
 Output: TypeAlias = Any
 """What a denoiser's forward returns: a state in the predicted view, or a dict of named heads, "main" first."""
@@ -90,6 +90,7 @@ class Prediction:
         c_x, c_p = self.level.conversion(self.predicts, name)
         x, shift = self.x, self.process.shift(self.level.t, self.cond)
         if shift is not None:
+            check_shift(shift, x)
             x = x - shift
             slope = self.process.d_shift(self.level.t, self.cond)
             if self.predicts == "velocity" and slope is not None:

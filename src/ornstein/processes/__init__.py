@@ -3,7 +3,7 @@
 from .cosine import Cosine
 from .edm import EDM
 from .flow import Flow
-from .gaussian import Draw, GaussianProcess
+from .gaussian import Draw, GaussianProcess, check_shift
 from .level import Level, broadcast
 from .mean_reverting import MeanReverting
 from .product import Product, ProductDraw, ProductLevel
@@ -27,4 +27,5 @@ __all__ = [
     "ProductLevel",
     "SubVP",
     "broadcast",
+    "check_shift",
 ]

@@ -15,6 +15,14 @@ from ..random import Noise, Seed, as_noise
 from .level import Level, broadcast, holds
 
 
+def check_shift(shift: Tensor | None, x: Tensor) -> None:
+    """Refuse a shift that would be broadcast: it has the state's shape."""
+    if shift is not None and shift.shape != x.shape:
+        raise ValueError(
+            f"the mean in cond has shape {tuple(shift.shape)}, the state {tuple(x.shape)}: give one like it"
+        )
+
+
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """df/dt at each entry of t, by forward-mode differentiation."""
     tangent: Tensor = torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
@@ -157,6 +165,7 @@ class GaussianProcess(ABC):
         end = self.level(1.0)
         shift = self.shift(end.t, cond)
         x = end.sigma * noise
+        check_shift(shift, x)
         return x if shift is None else x + shift.to(x)
 
     def corrupt(
@@ -179,8 +188,7 @@ class GaussianProcess(ABC):
         level = self.level(t)
         x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
         shift = self.shift(level.t, cond)
-        if shift is not None and shift.shape != x.shape:
-            raise ValueError(f"the mean in cond has shape {tuple(shift.shape)}, the data {tuple(x.shape)}")
+        check_shift(shift, x)
         return Draw(self, level, x if shift is None else x + shift, x0, noise, cond=cond)
 
 

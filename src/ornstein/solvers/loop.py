@@ -16,7 +16,7 @@ from ..denoiser import BaseDenoiser
 from ..errors import NonFiniteError, TableError
 from ..numerics.tree import like, parts
 from ..prediction import heads_of
-from ..processes import GaussianProcess, Level, ProductLevel
+from ..processes import GaussianProcess, Level, ProductLevel, check_shift
 from ..random import Noise
 from .program import After, Combine, Draw, Evaluate, program_of
 from .table import Coefficient, ProductTable, Table
@@ -80,14 +80,15 @@ class Loop:
         project = getattr(denoiser.process, "project", None)
         if project is not None:
             self.hooks = (lambda moment: project(moment.x, cond), *self.hooks)
+        shifts = self._shifts(table.start)
+        for shift, part in zip(shifts, parts(x), strict=True):
+            check_shift(shift, part)
+        self._shifted = any(shift is not None for shift in shifts)
         levels, evaluated = table.levels, bool(table.nfe)
         self._calls = denoiser.bind(levels, x, cond) if evaluated else []
         if differentiable:
             self._calls = [partial(checkpoint, call, use_reentrant=False) for call in self._calls]
         self.nfe = sum(denoiser.cost(levels)) if evaluated else 0
-        self._shifted = any(
-            p.shift(own.start.t, cond) is not None for p, own in zip(self.processes, table.components, strict=True)
-        )
         self._program = program_of(
             table, denoiser.predicts, denoiser.heads, hooked=bool(self.hooks), recorded=recorder is not None
         )
