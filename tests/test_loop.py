@@ -710,3 +710,96 @@ def test_a_mean_of_another_shape_is_refused_not_broadcast(shape):
             ValueError, match=r"the mean in cond has shape .*, the state \(3, 2\)|must be the batch of 3"
         ):
             run()
+
+
+class Normed(orn.Solver):
+    """x_s = x_t + (s - t) |x|/|velocity| velocity: a row whose coefficient depends on the data."""
+
+    def write(self, table, grid):
+        x = table.state
+        for t, s in itertools.pairwise(grid):
+            velocity = table.evaluate(x, t).velocity
+
+            def move(x, v, h=float(s.t - t.t)):
+                return x + h * v * (x.norm(dim=1) / v.norm(dim=1))[:, None]
+
+            x = table.apply(move, x, velocity, level=s, on_grid=True)
+
+
+def test_rows_that_depend_on_the_data():
+    """Against a hand-written loop; every sample has its own coefficient; what needs numbers refuses such a table."""
+    process, x = orn.Flow(), normal(4, 2)
+    oracle = ring().denoiser(process)
+    table = Normed().compile(process, orn.Uniform(end=0.2)(process, steps=5))
+    out = orn.sample(oracle, x_init=x, table=table, trajectory=True)
+    for t, s in itertools.pairwise(torch.linspace(1, 0.2, 6, dtype=F64)):
+        v = oracle(x, t).velocity
+        x = x + (s - t) * v * (x.norm(dim=1) / v.norm(dim=1))[:, None]
+    torch.testing.assert_close(out.x, x, rtol=1e-12, atol=1e-13)
+    assert out.nfe == 5
+    assert len(out.trajectory) == 6
+    assert "move(r0, r1)" in str(table)
+    with pytest.raises(orn.TableError, match="depend on the data"):
+        table.to_json()
+    with pytest.raises(orn.TableError, match="depend on the data"):
+        orn.response(table, 0.0, 1.0)
+    with pytest.raises(orn.TableError, match="no density"):
+        orn.record(oracle, x_init=normal(4, 2), table=NoisyNormed().compile(process, process.level([1.0, 0.5])))
+
+
+class NoisyNormed(Normed):
+    def write(self, table, grid):
+        super().write(table, grid)
+        last = orn.solvers.table.Register(len(table._rows) - 1)
+        table.step(last + 0.1 * table.noise(grid[0], grid[1]), grid[-1])
+
+
+class Doubled(orn.Solver):
+    """Euler and the midpoint rule on the same stage: their difference, carried to the end, estimates the error."""
+
+    def write(self, table, grid):
+        x, gap = table.state, None
+        for t, s in itertools.pairwise(grid):
+            h = s.t - t.t
+            first = table.evaluate(x, t).velocity
+            middle = table.level((t.t + s.t) / 2)
+            second = table.evaluate(table.register(x + h / 2 * first, middle), middle).velocity
+            local = h * (second - first)
+            gap = table.register(local if gap is None else gap + local)
+            x = table.step(x + h * second, s)
+        table.error(gap)
+
+
+def test_an_embedded_estimate_leaves_with_the_samples(tmp_path):
+    """error is the root mean square over the event of the register that the solver marked, in the user's units."""
+    process, x = orn.Flow(), normal(4, 2)
+    oracle = ring().denoiser(process)
+    table = Doubled().compile(process, orn.Uniform(end=0.2)(process, steps=5))
+    table.save(tmp_path / "table.json")
+    y, gap = x, torch.zeros_like(x)
+    for t, s in itertools.pairwise(torch.linspace(1, 0.2, 6, dtype=F64)):
+        first = oracle(y, t).velocity
+        second = oracle(y + (s - t) / 2 * first, (s + t) / 2).velocity
+        gap, y = gap + (s - t) * (second - first), y + (s - t) * second
+    for known in (table, orn.Table.load(tmp_path / "table.json")):
+        out = orn.sample(oracle, x_init=x, table=known)
+        torch.testing.assert_close(out.x, y, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(out.error, gap.square().mean(1).sqrt(), rtol=1e-10, atol=1e-13)
+    oracle.scaling = orn.Scaling(1.0, 3.0)
+    torch.testing.assert_close(orn.sample(oracle, x_init=x, table=table).error, 3 * out.error)
+    assert orn.sample(oracle, x_init=x, steps=3).error is None
+
+
+def test_a_stepper_is_the_loop_with_the_network_outside():
+    process, x = orn.VP(), normal(4, 2)
+    oracle = ring().denoiser(process, predicts="noise")
+    table = orn.DDIM(eta=1.0).compile(process, orn.LogSNR()(process, steps=4))
+    run = orn.solvers.Stepper(table, process, "noise", x).stream(orn.Noise(5, batch=4, dtype=F64))
+    index, state = next(run)
+    for expected in range(3):
+        assert index == expected
+        index, state = run.send(oracle.forward(state, table.levels[index]))
+    with pytest.raises(StopIteration) as stop:
+        run.send(oracle.forward(state, table.levels[index]))
+    truth = orn.sample(oracle, x_init=x, table=table, seed=5).x
+    torch.testing.assert_close(stop.value.value, truth, rtol=1e-12, atol=1e-13)

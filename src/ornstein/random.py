@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import TypeAlias
 
@@ -34,6 +35,16 @@ def generator(seed: int | torch.Generator | None, device: torch.device | str = "
 def fresh_seed() -> int:
     """A seed drawn from torch's global generator, so that `torch.manual_seed` governs runs without a seed."""
     return int(torch.randint(2**62, ()).item())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a noise covers: (start, end) on a named clock, with one value a sample where the times have; a Brownian
+    path reads from it which of its increments is meant. The clock "snr" is alpha^2/sigma^2, rising towards data."""
+
+    clock: str
+    start: float | tuple[float, ...]
+    end: float | tuple[float, ...]
 
 
 class Noise:
@@ -91,6 +102,10 @@ class Noise:
             drawn = torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=torch.float32)
         return drawn.to(device=self.device, dtype=self.dtype)
 
+    def increment(self, shape: Sequence[int], interval: Interval) -> Tensor:
+        """Standard normal numbers for an interval of a clock: fresh ones here, those of one path in a path."""
+        return self.normal(shape)
+
     def _per_sample(self, event: tuple[int, ...]) -> Tensor:
         if event not in self._streams:
             assert isinstance(self.seed, tuple)
@@ -107,4 +122,8 @@ def as_noise(
     seed: Seed | Noise, *, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Noise:
     """`seed` as a stream; a stream is passed through."""
-    return seed if isinstance(seed, Noise) else Noise(seed, batch=batch, dtype=dtype, device=device)
+    if not isinstance(seed, Noise):
+        return Noise(seed, batch=batch, dtype=dtype, device=device)
+    if seed.batch != batch:
+        raise ValueError(f"a stream of noise for a batch of {seed.batch} was given to a batch of {batch}")
+    return seed

@@ -5,11 +5,11 @@ from .dpm_solver import DPMSolverPP
 from .euler import Euler
 from .grids import Grid, Karras, LogSNR, Quadratic, Uniform
 from .heun import Heun
-from .loop import Hook, Loop, Moment
+from .loop import Hook, Loop, Moment, Stepper
 from .moments import Response, response
 from .sample import Samples, sample
 from .solver import Solver, compile_table
-from .table import Interval, ProductTable, Table, Writer
+from .table import ProductTable, Table, Writer
 from .transitions import Transitions, record
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Grid",
     "Heun",
     "Hook",
-    "Interval",
     "Karras",
     "LogSNR",
     "Loop",
@@ -30,6 +29,7 @@ __all__ = [
     "Response",
     "Samples",
     "Solver",
+    "Stepper",
     "Table",
     "Transitions",
     "Uniform",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .._types import Cond, State
+from .._types import Cond, State, View
 from ..denoiser import BaseDenoiser
 from ..errors import NonFiniteError, TableError
 from ..numerics.tree import like, parts
-from ..prediction import heads_of
-from ..processes import GaussianProcess, Level, ProductLevel, check_shift
+from ..prediction import Output, heads_of
+from ..processes import GaussianProcess, Level, Process, ProductLevel, check_shift
 from ..random import Noise
-from .program import After, Combine, Draw, Evaluate, program_of
+from .program import After, Apply, Combine, Draw, Evaluate, program_of
 from .table import Coefficient, ProductTable, Table
 
 
@@ -55,43 +55,44 @@ class Recorder(Protocol):
         ...
 
 
-class Loop:
-    """A table made ready for one run: its program, the denoiser bound to its levels, coefficients on the device.
+class Stepper:
+    """A table made ready for one run, whoever evaluates the network: coefficients on the device, a place to stop at.
+
+        stepper = Stepper(table, process, "noise", x)
+        run = stepper.stream(Noise(seed, batch=len(x)))
+        index, x = next(run)                          # evaluation `index` is asked for, at the level
+        index, x = run.send(network(x, ...))          # table.levels[index]; StopIteration.value is the last state
 
     The views that a solver asks for are folded into its coefficients (see `program`), so no step pays for a
-    conversion; a tensor is dropped after its last use.
+    conversion; a tensor is dropped after its last use. `predicts` and `heads` say how answers are read.
     """
 
     def __init__(
         self,
-        denoiser: BaseDenoiser,
         table: Table | ProductTable,
+        process: Process,
+        predicts: View,
         x: State,
         cond: Cond = None,
         *,
+        heads: Mapping[str, View] | None = None,
         differentiable: bool = False,
         hooks: Sequence[Hook] = (),
         recorder: Recorder | None = None,
     ) -> None:
-        self.denoiser, self.table, self.x, self.cond = denoiser, table, x, cond
+        self.table, self.predicts, self.x, self.cond, self.heads = table, predicts, x, cond, heads or {}
         self.differentiable, self.hooks, self.recorder = differentiable, tuple(hooks), recorder
-        own: Any = denoiser.process
+        self.error: list[Any] = []
+        own: Any = process
         self.processes: tuple[GaussianProcess, ...] = getattr(own, "processes", (own,))
-        project = getattr(denoiser.process, "project", None)
+        project = getattr(process, "project", None)
         if project is not None:
             self.hooks = (lambda moment: project(moment.x, cond), *self.hooks)
         shifts = self._shifts(table.start)
         for shift, part in zip(shifts, parts(x), strict=True):
             check_shift(shift, part)
         self._shifted = any(shift is not None for shift in shifts)
-        levels, evaluated = table.levels, bool(table.nfe)
-        self._calls = denoiser.bind(levels, x, cond) if evaluated else []
-        if differentiable:
-            self._calls = [partial(checkpoint, call, use_reentrant=False) for call in self._calls]
-        self.nfe = sum(denoiser.cost(levels)) if evaluated else 0
-        self._program = program_of(
-            table, denoiser.predicts, denoiser.heads, hooked=bool(self.hooks), recorded=recorder is not None
-        )
+        self._program = program_of(table, predicts, self.heads, hooked=bool(self.hooks), recorded=recorder is not None)
         self._steps = self._program.steps
         if not self._program.plain:
             self._steps = tuple(
@@ -109,8 +110,11 @@ class Loop:
         c = c.to(device=x.device, dtype=x.dtype)
         return c.reshape(-1, *(1,) * (x.dim() - 1)) if c.dim() == 1 else c
 
-    def run(self, noise: Noise, *, debug: bool = False, tick: Callable[[], object] | None = None) -> State:
-        """The final state, from `x` at the table's start. `tick` is called after each step of the grid."""
+    def stream(
+        self, noise: Noise, *, debug: bool = False, tick: Callable[[], object] | None = None
+    ) -> Generator[tuple[int, State], Output, State]:
+        """The run from `x` at the table's start: it yields (evaluation, state), takes the network's answer, and returns
+        the final state. `tick` is called after each step of the grid."""
         x, table = self.x, self.table.components[0]
         slots: list[Any] = [None] * self._program.size
         if self.recorder is not None:
@@ -118,8 +122,9 @@ class Loop:
         for slot, part in zip(self._program.inputs, self._centred(x, self.table.start), strict=True):
             slots[slot] = part
         shapes = [part.shape for part in parts(x)]
+        noises = [component.noises for component in self.table.components]
         single = len(self.processes) == 1 and not self._shifted
-        add, calls, differentiable, first = torch.add, self._calls, self.differentiable, True
+        add, differentiable, first = torch.add, self.differentiable, True
         for step in self._steps:
             if isinstance(step, Combine):
                 if not step.terms:
@@ -145,7 +150,7 @@ class Loop:
                     tick()
             elif isinstance(step, Evaluate):
                 if single:
-                    output = calls[step.index](slots[step.inputs[0]])
+                    output = yield step.index, slots[step.inputs[0]]
                     if first or not step.plain or not isinstance(output, Tensor):
                         first = self._check_output(output, step, x)
                         for slot, _, head in step.outputs:
@@ -153,10 +158,18 @@ class Loop:
                     elif step.outputs:
                         slots[step.outputs[0][0]] = output
                 else:
-                    self._evaluate(step, slots)
+                    level = [component.evaluations[step.index].level for component in self.table.components]
+                    output = yield step.index, self._uncentred([slots[slot] for slot in step.inputs], level)
+                    self._keep(output, step, level, slots)
             elif isinstance(step, Draw):
-                slots[step.slot] = noise.normal(shapes[step.component])
+                slots[step.slot] = noise.increment(shapes[step.component], noises[step.component][step.index])
                 continue
+            elif isinstance(step, Apply):
+                value = slots[step.slot] = step.function(*[slots[slot] for slot in step.inputs])
+                if debug:
+                    self._check_finite(step.row, value)
+                if tick is not None and table.rows[step.row].on_grid:
+                    tick()
             else:
                 self._after(step, slots)
                 if debug:
@@ -165,16 +178,15 @@ class Loop:
                 continue
             for slot in step.drop:
                 slots[slot] = None
+        self.error = [slots[slot] for slot in self._program.error]
         return self._uncentred([slots[slot] for slot in self._program.result], self.table.end)
 
-    def _evaluate(self, step: Evaluate, slots: list[Any]) -> None:
-        """An evaluation in the process's own coordinates; outputs come back centred."""
-        level = [component.evaluations[step.index].level for component in self.table.components]
-        output = self._calls[step.index](self._uncentred([slots[slot] for slot in step.inputs], level))
+    def _keep(self, output: Any, step: Evaluate, level: list[Level], slots: list[Any]) -> None:
+        """Keep an answer in the process's own coordinates, centred."""
         self._check_output(output, step, self.x)
         for slot, c, head in step.outputs:
             value = parts(heads_of(output)[head])[c]
-            native = self.denoiser.predicts if head == "main" else self.denoiser.heads.get(head)
+            native = self.predicts if head == "main" else self.heads.get(head)
             slope = self.processes[c].d_shift(level[c].t, self.cond) if native == "velocity" else None
             slots[slot] = value if slope is None else value - slope
 
@@ -234,3 +246,45 @@ class Loop:
                 f"{len(samples)} of {len(value)} samples (the first is {samples[0]}): the network's answer, a "
                 "hook's or the state before it is not finite"
             )
+
+
+class Loop(Stepper):
+    """A stepper that asks a denoiser, bound to the table's levels before the run."""
+
+    def __init__(
+        self,
+        denoiser: BaseDenoiser,
+        table: Table | ProductTable,
+        x: State,
+        cond: Cond = None,
+        *,
+        differentiable: bool = False,
+        hooks: Sequence[Hook] = (),
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(
+            table,
+            denoiser.process,
+            denoiser.predicts,
+            x,
+            cond,
+            heads=denoiser.heads,
+            differentiable=differentiable,
+            hooks=hooks,
+            recorder=recorder,
+        )
+        levels, evaluated = table.levels, bool(table.nfe)
+        self._calls = denoiser.bind(levels, x, cond) if evaluated else []
+        if differentiable:
+            self._calls = [partial(checkpoint, call, use_reentrant=False) for call in self._calls]
+        self.nfe = sum(denoiser.cost(levels)) if evaluated else 0
+
+    def run(self, noise: Noise, *, debug: bool = False, tick: Callable[[], object] | None = None) -> State:
+        """The final state, from `x` at the table's start. `tick` is called after each step of the grid."""
+        calls, stream = self._calls, self.stream(noise, debug=debug, tick=tick)
+        try:
+            index, x = next(stream)
+            while True:
+                index, x = stream.send(calls[index](x))
+        except StopIteration as stop:
+            return stop.value

@@ -55,6 +55,8 @@ def response(table: Table, mean: Tensor | float, variance: Tensor | float) -> Re
     variance follow without sampling: defects and weak orders of a solver are computed, not estimated. variance = 0 is a
     point mass. In d dimensions pass the mean and the variances along the eigenvectors of the covariance, (d,) each.
     """
+    if table.adaptive:
+        raise TableError(f"{table.solver} has rows that depend on the data: its law is not that of a linear program")
     centre = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
     spread = torch.as_tensor(variance, dtype=torch.float64).reshape(-1)
     centre, spread = centre + torch.zeros_like(spread), spread + torch.zeros_like(centre)
@@ -82,5 +84,5 @@ def response(table: Table, mean: Tensor | float, variance: Tensor | float) -> Re
                 value = k * state + (m - k * level.alpha * centre) * unit[0]
             total = total + c * value
         registers[index] = total
-    last = registers[len(table.rows) - 1]
+    last = registers[table.result.index]
     return Response(last[0], last[1], last[2:])

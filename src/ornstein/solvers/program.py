@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -31,10 +31,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Draw:
-    """Draw fresh noise of the component's shape into a slot."""
+    """Draw noise `index` of the component, of its shape, into a slot."""
 
     slot: int
     component: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class Combine:
 
 
 @dataclass(frozen=True)
+class Apply:
+    """Register `row` of a component: a function of the slots in `inputs`."""
+
+    slot: int
+    function: Callable[..., Tensor]
+    inputs: tuple[int, ...]
+    row: int
+    drop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class After:
     """Let hooks look at register `row` in `slots`, and at the live registers: (m, slots)."""
 
@@ -62,14 +74,19 @@ class After:
     live: tuple[tuple[int, tuple[int, ...]], ...]
 
 
+Instruction: TypeAlias = Evaluate | Draw | Combine | Apply | After
+
+
 @dataclass(frozen=True)
 class Program:
-    """Instructions over `size` slots; `inputs` hold the initial state, `result` the last."""
+    """Instructions over `size` slots; `inputs` hold the initial state, `result` the last, `error` the estimate of its
+    error, if there is one."""
 
-    steps: tuple[Evaluate | Draw | Combine | After, ...]
+    steps: tuple[Instruction, ...]
     size: int
     inputs: tuple[int, ...]
     result: tuple[int, ...]
+    error: tuple[int, ...]
 
     @property
     def plain(self) -> bool:
@@ -160,10 +177,17 @@ def _instructions(
             program.append(("evaluate", index, [("r", c, register) for c in components], outputs.get(index, [])))
             continue
         for c in components:
+            row = table.components[c].rows[index]
+            if row.function is not None:
+                if recorded:
+                    raise TableError(f"row r{index} depends on the data: its transition has no density of its own")
+                reads = [("r", c, register.index) for register in row.inputs]
+                program.append(("apply", (row.function, index), reads, [("r", c, index)]))
+                continue
             terms = rows[c][index]
             fresh = [key for key in terms if key[0] == "z" and key not in drawn]
             drawn.update(fresh)
-            program.extend(("draw", c, [], [key]) for key in fresh)
+            program.extend(("draw", (c, key[2]), [], [key]) for key in fresh)
             if recorded and len(fresh) > 1:
                 raise TableError(f"row r{index} draws {len(fresh)} noises: a transition has one")
             noise = fresh[0] if recorded and fresh else None
@@ -178,17 +202,19 @@ def _instructions(
 def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Key], list[Key]]]) -> Program:
     """Slots for keys, each freed after its last use: the window of registers that a step needs and no more."""
     components = range(len(table.components))
-    final = [("r", c, len(table.components[0].rows) - 1) for c in components]
+    final: list[Key] = [("r", c, table.components[0].result.index) for c in components]
+    marked = [component.error for component in table.components]
+    error: list[Key] = [("r", c, register.index) for c, register in enumerate(marked) if register is not None]
     last: dict[Key, int] = {}
     for position, (_, _, reads, writes) in enumerate(program):
         for key in (*writes, *reads):
             last[key] = position
-    last.update(dict.fromkeys(final, len(program)))
+    last.update(dict.fromkeys((*final, *error), len(program)))
     inputs = tuple(components)
     slot_of: dict[Key, int] = {("r", c, 0): c for c in components}
     free: list[int] = []
     size = len(components)
-    steps: list[Evaluate | Draw | Combine | After] = []
+    steps: list[Instruction] = []
     for position, (kind, payload, reads, writes) in enumerate(program):
         read = tuple(slot_of[key] for key in reads)
         for key in writes:
@@ -203,7 +229,10 @@ def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Ke
             only_main = len(components) == 1 and all(head == "main" for _, _, head in kept)
             steps.append(Evaluate(payload, read, kept, only_main, drop))
         elif kind == "draw":
-            steps.append(Draw(slot_of[writes[0]], payload))
+            steps.append(Draw(slot_of[writes[0]], *payload))
+        elif kind == "apply":
+            function, row = payload
+            steps.append(Apply(slot_of[writes[0]], function, read, row, drop))
         elif kind == "combine":
             terms, row, c, noise = payload
             split = None if noise is None else (slot_of[noise], float(terms[noise]))
@@ -219,4 +248,5 @@ def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Ke
             steps.append(After(payload, read, tuple((m, tuple(slots)) for m, slots in live.items())))
         for key in done:
             free.append(slot_of.pop(key))
-    return Program(tuple(steps), size, inputs, tuple(slot_of[key] for key in final))
+    result, estimate = (tuple(slot_of[key] for key in keys) for keys in (final, error))
+    return Program(tuple(steps), size, inputs, result, estimate)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .._types import Cond, State
-from ..denoiser import BaseDenoiser
+from ..denoiser import BaseDenoiser, Scaling
 from ..errors import NonFiniteError
 from ..numerics.tree import check_batch, like, parts
 from ..processes import Level, ProductLevel
 from ..progress import bar
-from ..random import Noise, Seed
+from ..random import Noise, Seed, as_noise
 from .dpm_solver import DPMSolverPP
 from .grids import Grid, LogSNR, as_grid
 from .loop import Hook, Loop, Recorder
@@ -34,6 +34,8 @@ class Samples:
     seed: what repeats the run; a generator that was given has moved on.
     table: what was run.
     trajectory: if asked for, the states at all points of the grid, (steps + 1, batch, *event), in the user's units.
+    error: where the table carries an embedded estimate, each sample's distance to the exact flow, (batch,): the root
+        mean square over the event, in the user's units.
     """
 
     x: State
@@ -41,6 +43,7 @@ class Samples:
     seed: Any
     table: Table | ProductTable
     trajectory: State | None = None
+    error: State | None = None
 
 
 def sample(
@@ -54,7 +57,7 @@ def sample(
     table: Table | ProductTable | None = None,
     x_init: State | None = None,
     cond: Cond = None,
-    seed: Seed = None,
+    seed: Seed | Noise = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     trajectory: bool = False,
@@ -75,7 +78,7 @@ def sample(
         table: a compiled table, instead of solver, grid and steps.
         x_init: the state at the table's first time, in model units.
         cond: any nest of tensors with the batch as their first axis.
-        seed: an int, a generator, or one seed a sample (see `orn.Noise`).
+        seed: an int, a generator, one seed a sample, or a stream such as a `BrownianPath` (see `orn.Noise`).
         dtype, device: of the state, by default those of `x_init`, else of the denoiser's parameters.
         trajectory: keep the states at the grid's points; otherwise memory does not grow with steps.
         hooks: called after every row of the table with a `Moment`; may replace the state.
@@ -116,7 +119,7 @@ def sample(
         raise ValueError(f"the grid has times for {len(table.start)} samples, the batch is {batch}")
     if x_init is None and float(table.start.t.min()) < 1:
         raise ValueError(f"the grid starts at t = {float(table.start.t.min()):.4g}: give x_init, the state there")
-    noise = Noise(seed, batch=batch, dtype=dtype, device=device)
+    noise = as_noise(seed, batch=batch, dtype=dtype, device=device)
 
     def begin() -> State:
         noise.rewind()
@@ -143,7 +146,12 @@ def sample(
         path = None
         if trajectory:
             path = like(x, [torch.stack([decode(parts(s)[c]) for s in kept]) for c in range(len(parts(x)))])
-        return Samples(like(x, [decode(part) for part in parts(x)]), loop.nfe, noise.seed, table, path)
+        error = None
+        if loop.error:
+            std = denoiser.scaling.std if isinstance(denoiser.scaling, Scaling) else torch.ones(())
+            rms = [(part * std.to(part)).flatten(1).square().mean(1).sqrt() for part in loop.error]
+            error = like(x, rms)
+        return Samples(like(x, [decode(part) for part in parts(x)]), loop.nfe, noise.seed, table, path, error)
 
 
 def _shapes(shape: Any, x_init: State | None) -> Any:

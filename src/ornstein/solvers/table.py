@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from os import PathLike
@@ -19,6 +19,7 @@ from .._types import View
 from ..errors import TableError
 from ..io.atomic import atomic_write
 from ..processes import GaussianProcess, Level, Process, ProductLevel
+from ..random import Interval
 
 Coefficient: TypeAlias = float | Tensor
 """A float64 scalar; or a tensor: 0-d (live, with a gradient), (batch,) (per-sample times), or any shape that
@@ -147,20 +148,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Row:
-    """One register and how it is made; the first row is the initial state and has no terms."""
+    """One register and how it is made; the first row is the initial state and has no terms.
+
+    An adaptive row, whose coefficients depend on the data, has a `function` of the registers `inputs` instead of terms.
+    """
 
     terms: Mapping[Atom, Coefficient]
     level: Level | None
     on_grid: bool
-
-
-@dataclass(frozen=True)
-class Interval:
-    """What a noise covers: (start, end) on a named clock, so that Brownian paths can be shared across step counts."""
-
-    clock: str
-    start: float
-    end: float
+    function: Callable[..., Tensor] | None = None
+    inputs: tuple[Register, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,8 @@ class Table:
         r_m = sum_i A[m,i] r_i + sum_{e,view} B[m,e,view] P[e,view] + sum_l C[m,l] z_l,    P[e,.] = evaluate(r_i, tau_e)
 
     in coordinates centred by the process's shift. `rows[m]` holds the coefficients of register m (register 0 is the
-    initial state), `order` says when each row ("row", m) and evaluation ("evaluate", e) happens. Made by
+    initial state), `order` says when each row ("row", m) and evaluation ("evaluate", e) happens. `error` is the
+    register that estimates the error of the last state, where a solver carries one. Made by
     `solver.compile(process, grid)`; printed by `str`, saved by `.save(path)`, read by `Table.load(path)`. A component
     of a product process has a table of its own: see `ProductTable`.
 
@@ -182,6 +180,7 @@ class Table:
     evaluations: tuple[Evaluation, ...]
     noises: tuple[Interval, ...]
     order: tuple[tuple[str, int], ...]
+    error: Register | None = None
     programs: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # kept by the loop
 
     def __post_init__(self) -> None:
@@ -208,11 +207,15 @@ class Table:
                         known = atom in made
                 if not known:
                     raise TableError(f"{self.solver}: row r{index} reads {atom} before it is made")
+            for register in self.rows[index].inputs:
+                if register not in made:
+                    raise TableError(f"{self.solver}: row r{index} reads {register} before it is made")
             made.add(Register(index))
         every = [("row", m) for m in range(1, len(self.rows))] + [("evaluate", e) for e in range(len(self.evaluations))]
         if sorted(self.order) != sorted(every):
             raise TableError(f"{self.solver}: the order must name every row and every evaluation once")
-        if self.rows[0].level is None or self.rows[-1].level is None:
+        after = {Register(m) for m in range(self.result.index + 1, len(self.rows))}
+        if self.rows[0].level is None or not after <= {self.error}:
             raise TableError(f"{self.solver}: the first and the last register are states, each with a level")
 
     @property
@@ -237,9 +240,14 @@ class Table:
         return level
 
     @property
+    def result(self) -> Register:
+        """The last state."""
+        return Register(max((m for m, row in enumerate(self.rows) if row.level is not None), default=0))
+
+    @property
     def end(self) -> Level:
         """The level of the last state."""
-        level = self.rows[-1].level
+        level = self.rows[self.result.index].level
         assert level is not None
         return level
 
@@ -255,7 +263,12 @@ class Table:
     @property
     def nonzeros(self) -> int:
         """Coefficients in all rows."""
-        return sum(len(row.terms) for row in self.rows)
+        return sum(len(row.terms) + len(row.inputs) for row in self.rows)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether some rows are functions of the data, so that the table is no list of numbers."""
+        return any(row.function is not None for row in self.rows)
 
     def check_process(self, process: Process) -> None:
         """Refuse a process whose levels are not those that the table was written for."""
@@ -282,6 +295,8 @@ class Table:
             else:
                 row = self.rows[index]
                 sum_ = " ".join(f"{_show(c, '+')} {atom}" for atom, c in row.terms.items()) or "0"
+                if row.function is not None:
+                    sum_ = f"{_name(row.function)}({', '.join(map(str, row.inputs))})"
                 time = "" if row.level is None else f"   at t={_show(row.level.t)}"
                 lines.append(f"  r{index} = {sum_}{time}")
         return "\n".join(lines)
@@ -291,6 +306,8 @@ class Table:
         atomic_write(Path(path), json.dumps(self.to_json(), indent=1).encode())
 
     def to_json(self) -> dict[str, Any]:
+        if self.adaptive:
+            raise TableError(f"{self.solver} has rows that depend on the data: save the solver and its grid instead")
         return {
             "format": "ornstein-table",
             "version": FORMAT,
@@ -304,8 +321,9 @@ class Table:
                 for row in self.rows
             ],
             "evaluations": [{"register": e.register, "level": _level_json(e.level)} for e in self.evaluations],
-            "noises": [[n.clock, _number_json(n.start), _number_json(n.end)] for n in self.noises],
+            "noises": [[n.clock, _times_json(n.start), _times_json(n.end)] for n in self.noises],
             "order": [list(item) for item in self.order],
+            "error": None if self.error is None else self.error.index,
         }
 
     @classmethod
@@ -342,8 +360,9 @@ class Table:
             level = _level_from(e["level"])
             assert level is not None
             evaluations.append(Evaluation(index, e["register"], level))
-        noises = tuple(Interval(n[0], float(n[1]), float(n[2])) for n in data["noises"])
-        return cls(data["solver"], rows, tuple(evaluations), noises, tuple((k, i) for k, i in data["order"]))
+        noises = tuple(Interval(clock, _times_from(start), _times_from(end)) for clock, start, end in data["noises"])
+        error = None if data.get("error") is None else Register(data["error"])
+        return cls(data["solver"], rows, tuple(evaluations), noises, tuple((k, i) for k, i in data["order"]), error)
 
 
 @dataclass(frozen=True)
@@ -424,6 +443,7 @@ class Writer:
     _evaluations: list[Evaluation] = field(default_factory=list, init=False)
     _noises: list[Interval] = field(default_factory=list, init=False)
     _order: list[tuple[str, int]] = field(default_factory=list, init=False)
+    _error: Register | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._rows = [Row({}, self.start, True)]
@@ -446,8 +466,12 @@ class Writer:
         return self._evaluations[-1]
 
     def noise(self, start: Level, end: Level) -> Gaussian:
-        """Fresh standard normal numbers for the interval between two levels, on the clock t."""
-        self._noises.append(Interval("t", *(float(level.t.reshape(-1)[0]) for level in (start, end))))
+        """Fresh standard normal numbers for the interval between two levels, on the clock SNR = alpha^2/sigma^2.
+
+        The exact noise of a step whose x0 is constant is an increment of a Brownian motion on this clock: x alpha/sigma^2
+        gathers the variance SNR_s - SNR_t. So one path serves all solvers and step counts.
+        """
+        self._noises.append(Interval("snr", *(_times(level.log_snr.exp()) for level in (start, end))))
         return Gaussian(len(self._noises) - 1)
 
     def register(self, value: _Linear, level: Level | None = None, *, on_grid: bool = False) -> Register:
@@ -461,8 +485,42 @@ class Writer:
         """A new register that is the state at the next point of the grid."""
         return self.register(value, level, on_grid=True)
 
+    def apply(
+        self, function: Callable[..., Tensor], *values: _Linear, level: Level | None = None, on_grid: bool = False
+    ) -> Register:
+        """An adaptive row: a new register function(*values), for coefficients that depend on the data.
+
+        The function takes the values and returns the register, (batch, *event) each and centred by the shift; it runs
+        on the device and must not synchronise.
+        """
+        inputs = tuple(v if isinstance(v, Register) else self.register(v) for v in values)
+        self._rows.append(Row({}, level, on_grid, function, inputs))
+        self._order.append(("row", len(self._rows) - 1))
+        return Register(len(self._rows) - 1)
+
+    def error(self, value: _Linear) -> None:
+        """State the estimate of the last state's error, a vector like the state."""
+        self._error = value if isinstance(value, Register) else self.register(value)
+
     def table(self) -> Table:
-        return Table(self.solver, tuple(self._rows), tuple(self._evaluations), tuple(self._noises), tuple(self._order))
+        rows, evaluations, noises, order = self._rows, self._evaluations, self._noises, self._order
+        return Table(self.solver, tuple(rows), tuple(evaluations), tuple(noises), tuple(order), self._error)
+
+
+def _times(values: Tensor) -> float | tuple[float, ...]:
+    return float(values) if values.numel() == 1 else tuple(values.tolist())
+
+
+def _times_json(value: float | tuple[float, ...]) -> Any:
+    return [_number_json(v) for v in value] if isinstance(value, tuple) else _number_json(value)
+
+
+def _times_from(value: Any) -> float | tuple[float, ...]:
+    return tuple(float(v) for v in value) if isinstance(value, list) else float(value)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _plain(c: Coefficient) -> Coefficient:
