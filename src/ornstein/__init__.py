@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import solvers as solvers
     from . import training as training
     from .denoiser import BaseDenoiser as BaseDenoiser
+    from .denoiser import Codec as Codec
     from .denoiser import Denoiser as Denoiser
     from .denoiser import EDMPrecondition as EDMPrecondition
     from .denoiser import Scaling as Scaling
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .processes import VE as VE
     from .processes import VP as VP
     from .processes import Cosine as Cosine
+    from .processes import DiscreteTime as DiscreteTime
     from .processes import Draw as Draw
     from .processes import Flow as Flow
     from .processes import GaussianProcess as GaussianProcess
@@ -57,8 +59,11 @@ if TYPE_CHECKING:
     from .solvers import ProductTable as ProductTable
     from .solvers import Quadratic as Quadratic
     from .solvers import Samples as Samples
+    from .solvers import Shifted as Shifted
     from .solvers import Solver as Solver
+    from .solvers import Stepper as Stepper
     from .solvers import Table as Table
+    from .solvers import Timesteps as Timesteps
     from .solvers import Transitions as Transitions
     from .solvers import Uniform as Uniform
     from .solvers import record as record
@@ -75,15 +80,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "": "exact guidance metrics nets solvers training",
-    "denoiser": "BaseDenoiser Denoiser EDMPrecondition Scaling",
+    "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Scaling",
     "errors": "CheckpointError NonFiniteError TableError ViewError",
     "flow_map": "FlowMap",
     "guidance": "Autoguidance CFG Guided",
     "prediction": "Prediction",
-    "processes": "Cosine Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
+    "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
     "random": "Noise derive",
-    "solvers": "DDIM DDPM DPMSolverPP Euler Grid Heun Karras LogSNR Moment ProductTable Quadratic Samples Solver Table "
-    "Transitions Uniform record response sample",
+    "solvers": "DDIM DDPM DPMSolverPP Euler Grid Heun Karras LogSNR Moment ProductTable Quadratic Samples Shifted "
+    "Solver Stepper Table Timesteps Transitions Uniform record response sample",
     "training": "EMA Fit Objective fit load_weights save_weights",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ class BaseDenoiser(nn.Module):
     predicts: View
     heads: Mapping[str, View] = {}
     null: Any = None
-    scaling: Scaling | None
+    scaling: Codec | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +108,19 @@ class EDMPrecondition:
         return 1 / s, level.alpha * self.sigma_data**2 / s**2, level.sigma * self.sigma_data / s, c_noise
 
 
-class Scaling(nn.Module):
+class Codec(nn.Module, ABC):
+    """The user's data and the model's states, each from the other: a `Scaling`, or a latent model's autoencoder."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """The user's data to the model's states."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """The model's states to the user's data."""
+
+
+class Scaling(Codec):
     """Model units = (user units - mean) / std, stored with the model; mean and std broadcast to (*event)."""
 
     mean: Tensor
@@ -148,6 +161,8 @@ class Denoiser(BaseDenoiser):
         process: the forward process.
         predicts: the view that the network was (or will be) trained to answer.
         precondition: scales around the network; it decides the view that the whole answers.
+        timestep: what the network is told of a level, a function of the level; by default its t. The result is given
+            to the network in float32 or wider, so that a timestep of 999 survives a half-precision state.
         null: values of the condition that stand for "no condition", e.g. {"label": orn.nets.NULL}.
         scaling: data units; samples leave in the user's.
         heads: the views of further heads, by name.
@@ -160,8 +175,9 @@ class Denoiser(BaseDenoiser):
         predicts: View | None = None,
         *,
         precondition: EDMPrecondition | None = None,
+        timestep: Callable[[Level], Tensor] | None = None,
         null: Mapping[str, Any] | None = None,
-        scaling: Scaling | None = None,
+        scaling: Codec | None = None,
         heads: Mapping[str, View] | None = None,
     ) -> None:
         super().__init__()
@@ -182,6 +198,7 @@ class Denoiser(BaseDenoiser):
         self.process = process
         self.predicts = predicts
         self.precondition = precondition
+        self.timestep = timestep
         self.null = null
         self.scaling = scaling
         self.heads = heads or {}
@@ -190,10 +207,14 @@ class Denoiser(BaseDenoiser):
         first = parts(x)[0]
         rest = () if cond is None else (cond,)
         pre, net = self.precondition, self.net
-        c_noise = levels.t if pre is None else pre.coefficients(levels)[3]
+        dtype = first.dtype
+        if self.timestep is not None:
+            c_noise, dtype = self.timestep(levels), torch.promote_types(dtype, torch.float32)
+        else:
+            c_noise = levels.t if pre is None else pre.coefficients(levels)[3]
         if c_noise.dim() == 1:
             c_noise = c_noise[:, None]
-        times = c_noise.to(device=first.device, dtype=first.dtype).expand(-1, first.shape[0]).unbind(0)
+        times = c_noise.to(device=first.device, dtype=dtype).expand(-1, first.shape[0]).unbind(0)
 
         def plain(time: Tensor, x: State) -> Output:
             return net(x, time, *rest)

@@ -1,6 +1,7 @@
 """Forward processes: how data becomes noise."""
 
 from .cosine import Cosine
+from .discrete_time import DiscreteTime
 from .edm import EDM
 from .flow import Flow
 from .gaussian import Draw, GaussianProcess, check_shift
@@ -16,6 +17,7 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
+    "DiscreteTime",
     "Draw",
     "Flow",
     "GaussianProcess",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from ..processes import Level
+from ..processes import Level, broadcast
 from .solver import Solver
 from .table import Writer
 
@@ -53,19 +55,21 @@ class DDPM(Solver):
 
         mean = (alpha_ts sigma_s^2/sigma_t^2) x + (alpha_s sigma_ts^2/sigma_t^2) x0
         alpha_ts = alpha_t/alpha_s,   sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2
-        std^2 = sigma_ts^2 sigma_s^2/sigma_t^2 ("posterior"), or sigma_ts^2 ("forward")
+        std^2 = sigma_ts^2 sigma_s^2/sigma_t^2 ("posterior"), or sigma_ts^2 ("forward"), or between them ("learned"),
+                log std^2 = (1 + v)/2 log "forward" + (1 - v)/2 log "posterior", v the network's head "variance"
 
     The two variances are those of the paper (its beta-tilde and beta), the right ones for data at a point and, where
     alpha^2 + sigma^2 = 1, for standard normal data. The mean and the first std are DDIM's with eta = 1.
 
-    Source: Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (2006.11239).
+    Source: Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (2006.11239); for the learned variance
+    Nichol, Dhariwal 2021 (2102.09672), equation 15.
     """
 
     variance: str = "posterior"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("posterior", "forward"):
-            raise ValueError(f"variance={self.variance!r}: choose posterior or forward")
+        if self.variance not in ("posterior", "forward", "learned"):
+            raise ValueError(f"variance={self.variance!r}: choose posterior, forward or learned")
 
     @property
     def exact_for_constant(self) -> bool:
@@ -82,7 +86,16 @@ class DDPM(Solver):
             fresh = -torch.expm1(t.log_snr - s.log_snr)
             kept = (s.sigma / t.sigma) ** 2
             value = alpha_ts * kept * x + s.alpha * fresh * p.x0
-            std = t.sigma * torch.sqrt(fresh * (kept if self.variance == "posterior" else torch.ones_like(kept)))
-            if bool((s.sigma > 0).any()):
-                value = value + std * table.noise(t, s)
-            x = table.step(value, s)
+            forward, posterior = t.sigma * torch.sqrt(fresh), t.sigma * torch.sqrt(fresh * kept)
+            if bool((s.sigma == 0).all()):
+                x = table.step(value, s)
+            elif self.variance == "learned":
+                draw = partial(_draw, low=posterior, ratio=forward / posterior)
+                x = table.apply(draw, value, p.head("variance").raw, table.noise(t, s), level=s, on_grid=True)
+            else:
+                x = table.step(value + (posterior if self.variance == "posterior" else forward) * table.noise(t, s), s)
+
+
+def _draw(mean: Tensor, v: Tensor, noise: Tensor, *, low: Tensor, ratio: Tensor) -> Tensor:
+    """mean + low ratio^((1 + v)/2) noise."""
+    return mean + broadcast(low, mean) * torch.exp((1 + v) / 2 * broadcast(ratio.log(), v)) * noise

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..processes import GaussianProcess, Level, Process, ProductLevel
+from ..processes import DiscreteTime, GaussianProcess, Level, Process, ProductLevel
 
 
 class Grid(ABC):
@@ -136,6 +136,76 @@ class Karras(Grid):
         times = _with_ends(times, self.sigma_max is None, to_data)
         times[-1] = 0.0
         return times
+
+
+@dataclass(frozen=True)
+class Timesteps(Grid):
+    """N of the timesteps 0, ..., T - 1 that a discrete-time model was trained on, then data. t = (timestep + 1)/T.
+
+        "trailing"   round(T - i T/N) - 1          begins at pure noise, the last of the training
+        "leading"    (N - 1 - i) floor(T/N) + offset
+        "linspace"   round((N - 1 - i) (T - 1)/(N - 1))
+
+    for i = 0, ..., N - 1. `final` is what follows them: "data" (t = 0), or "first", the level of timestep 0.
+
+    Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2305.08891), table 2.
+    """
+
+    spacing: str = "trailing"
+    offset: int = 0
+    final: str = "data"
+
+    def __post_init__(self) -> None:
+        if self.spacing not in ("trailing", "leading", "linspace"):
+            raise ValueError(f"spacing={self.spacing!r}: choose trailing, leading or linspace")
+        if self.final not in ("data", "first"):
+            raise ValueError(f"final={self.final!r}: choose data or first")
+
+    def chosen(self, total: int, steps: int) -> Tensor:
+        """The N timesteps out of 0, ..., total - 1, falling, float64."""
+        if steps > total:
+            raise ValueError(f"steps={steps}: this model has {total} timesteps")
+        i = torch.arange(steps, dtype=torch.float64)
+        match self.spacing:
+            case "trailing":
+                found = (total - i * (total / steps)).round() - 1
+            case "leading":
+                found = (steps - 1 - i) * (total // steps) + self.offset
+            case _:
+                found = ((steps - 1 - i) * ((total - 1) / max(steps - 1, 1))).round()
+        if not 0 <= float(found[-1]) <= float(found[0]) < total:
+            raise ValueError(f"{self!r} asks for timestep {int(found[0])} of a model that has 0 to {total - 1}")
+        return found
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        if not isinstance(process, DiscreteTime):
+            raise ValueError(f"{self!r} is for orn.DiscreteTime: {process!r} has no timesteps")
+        times = process.time_of(self.chosen(process.steps, steps))
+        last = times.new_zeros(1) if self.final == "data" else process.time_of(0)[None]
+        return torch.cat([times, last[:1] if float(times[-1]) > float(last) else last[:0]])
+
+
+@dataclass(frozen=True)
+class Shifted(Grid):
+    """Another grid with every noise level s = sigma/alpha multiplied by `shift`.
+
+    For the straight path s = t/(1 - t), so t' = shift t/(1 + (shift - 1) t): the timestep shift of flow models for
+    images of more pixels (their mu is log shift). t = 0 and t = 1 stay.
+
+    Source: Esser et al. 2024, "Scaling Rectified Flow Transformers" (2403.03206), equation 23.
+    """
+
+    grid: Grid
+    shift: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift={self.shift}: a positive factor of sigma/alpha, 1 for none")
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        times = self.grid.times(process, steps)
+        moved = process.time(process.log_snr(times) - 2 * math.log(self.shift)).clamp(0, 1)
+        return torch.where((times == 0) | (times == 1), times, moved)
 
 
 def _log_snr(process: GaussianProcess, t: float) -> float:

@@ -64,7 +64,8 @@ class Stepper:
         index, x = run.send(network(x, ...))          # table.levels[index]; StopIteration.value is the last state
 
     The views that a solver asks for are folded into its coefficients (see `program`), so no step pays for a
-    conversion; a tensor is dropped after its last use. `predicts` and `heads` say how answers are read.
+    conversion; a tensor is dropped after its last use. `predicts` and `heads` say how answers are read. Whoever has
+    changed the state that was evaluated (a pipeline that paints into it) sets `replaced` to it before the answer.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Stepper:
         self.table, self.predicts, self.x, self.cond, self.heads = table, predicts, x, cond, heads or {}
         self.differentiable, self.hooks, self.recorder = differentiable, tuple(hooks), recorder
         self.error: list[Any] = []
+        self.replaced: State | None = None
         own: Any = process
         self.processes: tuple[GaussianProcess, ...] = getattr(own, "processes", (own,))
         project = getattr(process, "project", None)
@@ -151,6 +153,8 @@ class Stepper:
             elif isinstance(step, Evaluate):
                 if single:
                     output = yield step.index, slots[step.inputs[0]]
+                    if self.replaced is not None:
+                        slots[step.inputs[0]], self.replaced = self.replaced, None
                     if first or not step.plain or not isinstance(output, Tensor):
                         first = self._check_output(output, step, x)
                         for slot, _, head in step.outputs:

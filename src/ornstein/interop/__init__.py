@@ -1,0 +1,34 @@
+"""Meeting other libraries: models, schedulers, statistics that people have. Extras are imported when asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .._extras import require
+from .autoencoder import Autoencoder
+from .load import Pretrained, load
+from .network import Network
+from .schedule import ConfigError, PublishedGrid, Schedule, schedule_of
+
+if TYPE_CHECKING:
+    from .scheduler import OrnsteinScheduler as OrnsteinScheduler
+
+__all__ = [
+    "Autoencoder",
+    "ConfigError",
+    "Network",
+    "OrnsteinScheduler",
+    "Pretrained",
+    "PublishedGrid",
+    "Schedule",
+    "load",
+    "schedule_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "OrnsteinScheduler":  # a class of diffusers', which is an extra
+        raise AttributeError(f"module 'ornstein.interop' has no attribute {name!r}")
+    require("diffusers", extra="diffusers")
+    return import_module(".scheduler", __name__).OrnsteinScheduler

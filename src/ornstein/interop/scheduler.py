@@ -1,0 +1,353 @@
+"""Our solvers as a diffusers scheduler: any table, in unmodified pipelines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .. import solvers
+from ..errors import TableError
+from ..processes import DiscreteTime, Flow, GaussianProcess, Level, broadcast
+from ..random import Noise
+from ..solvers import DPMSolverPP, Grid, Solver, Stepper, Table
+from ..solvers.grids import as_grid
+from .schedule import OWN, ConfigError, PublishedGrid, Schedule, config_of, schedule_of
+
+
+class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
+    """A scheduler that runs the table of any of our solvers, stopping wherever the pipeline evaluates its network.
+
+        pipe.scheduler = orn.interop.OrnsteinScheduler.from_config(pipe.scheduler, solver=orn.DPMSolverPP())
+
+    The model's process and question are read from the configuration of the scheduler that it came with (see
+    `schedule_of`), and stay in this one's, so that the pipeline finds the fields it looks for. The state is that of the
+    process: variance-preserving for discrete-time models, straight for flows, x0 + sigma noise for EDM. A state in half
+    precision is carried in float32 between steps. One solver step may ask for several evaluations: `timesteps` lists
+    them all, and `order` is their number a step.
+
+    Args:
+        solver: a `Solver` (default DPM-Solver++ of order 2).
+        grid: a `Grid`; by default the published scheduler's own times.
+        tables: compiled (perhaps tuned) tables by number of steps, used instead of solver and grid.
+        clip: whether to clip x0 where the published scheduler does.
+        published: the configuration of the scheduler that the model came with.
+    """
+
+    config_name = "scheduler_config.json"
+    _compatibles: list[str] = []
+
+    def __init__(
+        self,
+        solver: Solver | Mapping[str, Any] | None = None,
+        grid: Grid | Mapping[str, Any] | None = None,
+        tables: Mapping[int, Table] | Mapping[str, Any] | None = None,
+        clip: bool = True,
+        published: Mapping[str, Any] | None = None,
+    ) -> None:
+        if published is None:
+            raise ConfigError("make one by OrnsteinScheduler.from_config(pipe.scheduler, solver=..., grid=...)")
+        self.schedule: Schedule = schedule_of(published)
+        self.solver = _object(solver, Solver) or DPMSolverPP()
+        self.grid = _object(grid, Grid)
+        self.tables = {int(n): t if isinstance(t, Table) else Table.from_json(t) for n, t in (tables or {}).items()}
+        for table in self.tables.values():
+            table.check_process(self.process)
+        self.clip = self.schedule.clip if clip else None
+        self.register_to_config(
+            solver=_described(self.solver),
+            grid=None if self.grid is None else _described(self.grid),
+            tables={str(n): table.to_json() for n, table in self.tables.items()} or None,
+            clip=clip,
+            published_class=published["_class_name"],
+            **{key: value for key, value in published.items() if not key.startswith("_")},
+        )
+        self.timesteps: Tensor | None = None
+        self.num_inference_steps: int | None = None
+        self.init_noise_sigma = 1.0
+        self._rest()
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """From another scheduler or its configuration, with solver, grid, tables and clip; or from one's own."""
+        given = config if isinstance(config, Mapping) else getattr(config, "config", {})
+        own = {name: (kwargs if name in kwargs else given)[name] for name in OWN if name in kwargs or name in given}
+        own.pop("published_class", None)
+        made = cls(**own, published=config_of(config))
+        unused = {name: value for name, value in kwargs.items() if name not in OWN}
+        return (made, unused) if return_unused_kwargs else made
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.schedule.process
+
+    def __len__(self) -> int:
+        return int(self.config.get("num_train_timesteps", 1000))
+
+    @property
+    def order(self) -> int:
+        """Evaluations a step."""
+        if self.timesteps is None or self.num_inference_steps is None:
+            return 1
+        return max(1, round(len(self.timesteps) / self.num_inference_steps))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Compile the table of so many solver steps; or of given timesteps, or given sigmas (as this model's published
+        scheduler reads them: before the shift for flows, sigma/alpha with or without the last 0 otherwise)."""
+        given = [v for v in (timesteps, sigmas) if v is not None]
+        if len(given) > 1 or (not given and num_inference_steps is None):
+            raise ValueError("give num_inference_steps, timesteps or sigmas: one of them")
+        steps = num_inference_steps if num_inference_steps is not None else len(given[0])
+        published = dataclasses.replace(self.schedule.grid, mu=mu) if mu is not None else self.schedule.grid
+        if steps in self.tables:
+            table = self.tables[steps]
+        else:
+            grid = self.grid or self._given(timesteps, sigmas, published) or published
+            levels = as_grid(grid, self.process)(steps if isinstance(grid, Grid) else None)
+            made = self.solver.compile(self.process, levels)
+            assert isinstance(made, Table)
+            table = made
+        if table.nfe == 0:
+            raise TableError(f"{table.solver} evaluates no network")
+        self.table = table
+        told = self.schedule.timestep(table.levels).to(torch.float32)
+        if isinstance(self.process, DiscreteTime) and bool((told == told.round()).all()):
+            told = told.to(torch.int64)
+        self.timesteps = told.to(device)
+        self.num_inference_steps = table.steps
+        self.sigmas = torch.cat([self._noise_level(table.levels), self._noise_level(table.end[None])]).float()
+        self.init_noise_sigma = self.schedule.grid.start_scale(table.start)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Back to before the first step."""
+        self._run: Any = None
+        self._begin_index: int | None = None
+        self._step_index: int | None = None
+        self._returned: Tensor | None = None
+        self._state: Tensor | None = None
+
+    def _noise_level(self, level: Level) -> Tensor:
+        return level.t if isinstance(self.process, Flow) else level.sigma / level.alpha
+
+    def _given(
+        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, published: PublishedGrid
+    ) -> list[float] | None:
+        """The times that a pipeline asks for by timesteps or sigmas, ending in data."""
+        if timesteps is not None:
+            told = torch.as_tensor(timesteps, dtype=torch.float64)
+            if isinstance(self.process, DiscreteTime):
+                t = self.process.time_of(told)
+            elif isinstance(self.process, Flow):
+                t = told / len(self)
+            else:
+                raise ValueError("this model's timesteps are functions of sigma: give sigmas")
+        elif sigmas is not None:
+            s = torch.as_tensor(sigmas, dtype=torch.float64)
+            s = s[s > 0]
+            t = published.shifted(s) if isinstance(self.process, Flow) else self.process.time(-2 * s.log())
+        else:
+            return None
+        return [*t.tolist(), 0.0]
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this place of `timesteps` (image to image): the next `step` must be that one's."""
+        self._begin_index = begin_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._begin_index
+
+    @property
+    def step_index(self) -> int | None:
+        """The place in `timesteps` of the evaluation that `step` waits for."""
+        return self._step_index
+
+    def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
+        """The first place of a timestep in `timesteps`."""
+        known = self._known() if schedule_timesteps is None else schedule_timesteps
+        found = (known == torch.as_tensor(timestep, device=known.device)).nonzero()
+        if len(found) == 0:
+            raise ValueError(f"timestep {float(timestep):.6g} is none of this scheduler's {known.tolist()}")
+        return int(found[0])
+
+    def _known(self) -> Tensor:
+        if self.timesteps is None:
+            raise RuntimeError("no timesteps yet: call set_timesteps(num_inference_steps) first")
+        return self.timesteps
+
+    def _level(self, timestep: float | Tensor) -> Level:
+        index = self._step_index if self._step_index is not None else self.index_for_timestep(timestep)
+        level: Level = self.table.levels[index]
+        return level
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """What the network is to see of a state: the state itself, but c_in times it for EDM's scales."""
+        if self.schedule.precondition is None:
+            return sample
+        level = self._level(self._known()[0] if timestep is None else timestep)
+        return self.schedule.precondition.coefficients(level)[0] * sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        """Take the network's answer at `timestep` to `sample`; return the state to be evaluated next, or the last one.
+
+        Timesteps come in order. A sample that is not what the step before returned replaces it.
+        """
+        if others.get("eta"):
+            raise ValueError(
+                f"eta={others['eta']}: this scheduler's noise is its solver's; give solver=orn.DDIM(eta=...)"
+            )
+        known = self._known()
+        if self._run is None:
+            self._start(timestep, sample)
+        index = self._step_index
+        assert index is not None
+        if index >= len(known):
+            raise RuntimeError(f"all {len(known)} timesteps are done: call set_timesteps before another run")
+        if float(timestep) != float(known[index]):
+            raise RuntimeError(
+                f"step was called with timestep {float(timestep):.6g}, but {float(known[index]):.6g} (number {index}) "
+                "is next: steps come in the order of `timesteps`, after set_timesteps"
+            )
+        self._noise.generator = generator
+        state = self._state
+        if state is None or sample is not self._returned:
+            state = self._stepper.replaced = sample.to(self._dtype)
+        answer = self._answer(model_output.to(self._dtype), state, self.table.levels[index])
+        try:
+            _, following = self._run.send(answer)
+        except StopIteration as stop:
+            following = stop.value
+        self._step_index, self._state, self._returned = index + 1, following, following.to(sample.dtype)
+        if not return_dict:
+            return (self._returned,)
+        return SchedulerOutput(prev_sample=self._returned)
+
+    def _start(self, timestep: float | Tensor, sample: Tensor) -> None:
+        """Begin the table at a timestep, which stands at a point of its grid."""
+        begin = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+        if begin > 0:
+            row = self.table.rows[self.table.evaluations[begin].register]
+            first = self.table.evaluations[begin].level
+            if not row.on_grid or row.level is None or float(row.level.t) != float(first.t):
+                raise ValueError(f"number {begin} of the timesteps stands between two points of the grid: begin at one")
+            points = [row.level for row in self.table.rows if row.on_grid and row.level is not None]
+            rest = Level.stack([level for level in points if float(level.t) <= float(first.t)])
+            made = self.solver.compile(self.process, rest)
+            assert isinstance(made, Table)
+            if made.nfe != self.table.nfe - begin:  # a multistep solver that starts anew may ask differently
+                raise ValueError(
+                    f"{self.solver!r} asks for {made.nfe} evaluations from there, not {self.table.nfe - begin}"
+                )
+            table = made
+        else:
+            table = self.table
+        self._dtype = torch.promote_types(sample.dtype, torch.float32)
+        self._noise = _PipelineNoise(len(sample), self._dtype, sample.device)
+        predicts = "x0" if self._reads_x0 else self.schedule.predicts
+        heads: dict[str, Any] = {}
+        self._stepper = Stepper(table, self.process, predicts, sample.to(self._dtype), heads=heads)
+        self._run = self._stepper.stream(self._noise)
+        next(self._run)
+        self._step_index = begin
+
+    @property
+    def _reads_x0(self) -> bool:
+        return self.clip is not None or self.schedule.precondition is not None
+
+    def _answer(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+        """The network's answer as the table reads it: without a second half for the variance, with its sign, through
+        the precondition, clipped."""
+        schedule = self.schedule
+        if self.schedule.variance is not None and output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]
+        if schedule.sign < 0:
+            output = -output
+        if schedule.precondition is not None:
+            _, skip, out, _ = schedule.precondition.coefficients(level)
+            output = skip * x + out * output
+        elif self._reads_x0:
+            c_x, c_p = level.conversion(schedule.predicts, "x0")
+            output = c_x * x + c_p * output
+        return output if self.clip is None else output.clamp(-self.clip, self.clip)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise at timesteps (batch,): any of the model's for discrete time, else of this run's."""
+        told = timesteps.detach().to("cpu", torch.float64).reshape(-1)
+        if isinstance(self.process, DiscreteTime):
+            level = self.process.level(self.process.time_of(told))
+        else:
+            levels: Level = self.table.levels
+            level = levels[[self.index_for_timestep(t, self._known().cpu()) for t in timesteps.reshape(-1).cpu()]]
+        alpha, sigma = (broadcast(c, original_samples) for c in (level.alpha, level.sigma))
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha noise - sigma x0: what a network that predicts v is trained on."""
+        return self.add_noise(noise, -sample, timesteps) if isinstance(self.process, DiscreteTime) else noise - sample
+
+
+class _PipelineNoise(Noise):
+    """The draws of a diffusers pipeline: its generator or generators, in the state's dtype."""
+
+    def __init__(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.batch, self.dtype, self.device = batch, dtype, device
+        self.generator: torch.Generator | list[torch.Generator] | None = None
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        drawn: Tensor = randn_tensor(tuple(shape), generator=self.generator, device=self.device, dtype=self.dtype)
+        return drawn
+
+
+def _described(thing: Any) -> dict[str, Any]:
+    """A solver or grid as JSON: its class and its options."""
+    options = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
+    for name, value in options.items():
+        if isinstance(value, (Solver, Grid)):
+            options[name] = _described(value)
+        elif isinstance(value, PublishedGrid) or not isinstance(value, (int, float, str, bool, type(None))):
+            raise ConfigError(
+                f"{thing!r} holds {name}={value!r:.80}, which no configuration can: compile it, and give "
+                "tables={steps: table}"
+            )
+    return {"class": type(thing).__name__, "options": options}
+
+
+def _object(described: Any, kind: type) -> Any:
+    """The solver or grid that `_described` wrote; an object is passed through."""
+    if described is None or isinstance(described, kind):
+        return described
+    if not isinstance(described, Mapping) or not hasattr(solvers, str(described.get("class"))):
+        raise ConfigError(
+            f"a {kind.__name__.lower()} is an object such as orn.DDIM() or orn.LogSNR(): got {described!r}"
+        )
+    options = {name: _object(v, object) if isinstance(v, Mapping) else v for name, v in described["options"].items()}
+    made = getattr(solvers, described["class"])(**options)
+    if not isinstance(made, kind):
+        raise ConfigError(f"{described['class']} is no {kind.__name__.lower()}")
+    return made
