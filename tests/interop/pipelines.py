@@ -31,7 +31,11 @@ class ExactUNet(ModelMixin, ConfigMixin):
             return process.level(process.time(-8 * t).clamp(max=1))
         return process.level((t + 1) / process.steps if hasattr(process, "steps") else t / 1000)
 
-    def forward(self, x, t, *args, **kwargs):
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        answer = self.answer(sample, timestep)
+        return SimpleNamespace(sample=answer) if return_dict else (answer,)
+
+    def answer(self, x, t):
         self.calls += 1
         level, schedule = self.level(t), self.schedule
         level = level[0] if len(level) == 1 else level
@@ -39,7 +43,6 @@ class ExactUNet(ModelMixin, ConfigMixin):
             c_in, skip, out, _ = schedule.precondition.coefficients(level)
             state = x / c_in
             x0 = self.world.denoiser(schedule.process)(state.flatten(1), level).x0.reshape(x.shape)
-            return SimpleNamespace(sample=schedule.sign * (x0 - skip * state) / out)
+            return schedule.sign * (x0 - skip * state) / out
         p = self.world.denoiser(schedule.process, predicts=schedule.predicts)(x.flatten(1).double(), level)
-        answer = schedule.sign * p.view(schedule.predicts).reshape(x.shape).to(x.dtype)
-        return SimpleNamespace(sample=answer)
+        return schedule.sign * p.view(schedule.predicts).reshape(x.shape).to(x.dtype)

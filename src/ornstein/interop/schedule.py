@@ -101,7 +101,7 @@ class Schedule:
     process: GaussianProcess
     predicts: View
     grid: PublishedGrid
-    timestep: Callable[[Level], Tensor] = field(repr=False)
+    timestep: Callable[[Level], Tensor] = field(repr=False, compare=False)
     precondition: EDMPrecondition | None = None
     sign: float = 1.0
     clip: float | None = None
@@ -160,8 +160,10 @@ class PublishedGrid(Grid):
 
     def start_scale(self, start: Level) -> float:
         """The factor of standard normal numbers with which the published sampler begins at a level, in the state of
-        the process: sqrt(alpha^2 + sigma^2), as if data had unit variance, or sigma, as if it had none."""
+        the process: sqrt(alpha^2 + sigma^2), as if data had unit variance; sigma, as if it had none; 1 for flows."""
         config = self.config
+        if _is_flow(config):
+            return 1.0
         spacing = config.get("timestep_spacing", "linspace")
         bare = config["_class_name"].startswith(_IN_FRAME) and spacing != "leading"
         return float(start.sigma if bare else torch.hypot(start.alpha, start.sigma))
@@ -240,6 +242,10 @@ class PublishedGrid(Grid):
         low, high = (1 / table[[0, -1]] - 1).sqrt().tolist()
         s = self._sigmas(low, high, steps)
         return s / (1 + s)
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    return config["_class_name"] in FLOWS or bool(config.get("use_flow_sigmas"))
 
 
 def _shift(t: Tensor, shift: float) -> Tensor:
@@ -370,7 +376,7 @@ def schedule_of(scheduler: Any) -> Schedule:
             "orn.Denoiser(net, process, predicts)"
         )
     grid = PublishedGrid(dict(config))
-    flow = name in FLOWS or bool(config.get("use_flow_sigmas"))
+    flow = _is_flow(config)
     asked = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
     if asked not in PREDICTIONS:
         raise ConfigError(f"prediction_type={asked!r} is not known: choose from {', '.join(PREDICTIONS)}")

@@ -45,9 +45,9 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     def __init__(
         self,
-        solver: Solver | Mapping[str, Any] | None = None,
-        grid: Grid | Mapping[str, Any] | None = None,
-        tables: Mapping[int, Table] | Mapping[str, Any] | None = None,
+        solver: Any = None,
+        grid: Any = None,
+        tables: Mapping[Any, Any] | None = None,
         clip: bool = True,
         published: Mapping[str, Any] | None = None,
     ) -> None:

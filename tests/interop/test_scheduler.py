@@ -1,0 +1,350 @@
+"""Our tables inside diffusers: the loop's own answers, diffusers' answers for the same formula, and bad use."""
+
+import inspect
+import warnings
+
+import diffusers
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from pipelines import ExactUNet
+
+import ornstein as orn
+from ornstein.interop import ConfigError, OrnsteinScheduler, load, schedule_of
+from worlds import F64
+
+V = {"prediction_type": "v_prediction"}
+
+
+def noise(n=32, seed=0):
+    return torch.randn(n, 2, 1, 1, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def run(unet, scheduler, steps, x, seed=1):
+    """The loop of a diffusers pipeline."""
+    g = torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(steps)
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    takes = {"generator": g} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(unet(seen, t).sample, t, x, **takes).prev_sample
+    return x
+
+
+def config(scheduler):
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
+
+
+ZERO_SNR = {**V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SAME = [
+    (DDIMScheduler(clip_sample=False), orn.DDIM()),
+    (DDIMScheduler(clip_sample=False, **ZERO_SNR), orn.DDIM()),
+    (DDPMScheduler(clip_sample=False), orn.DDPM()),
+    (DDPMScheduler(clip_sample=True), orn.DDPM()),
+    (DDPMScheduler(clip_sample=False, variance_type="fixed_large", **V), orn.DDPM(variance="forward")),
+    (EulerDiscreteScheduler(), orn.DDIM()),
+    (EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, use_karras_sigmas=True), orn.DDIM()),
+    (EulerAncestralDiscreteScheduler(), orn.DDIM(eta=1.0)),
+    (HeunDiscreteScheduler(), orn.Heun()),
+    (DPMSolverMultistepScheduler(), orn.DPMSolverPP(order=2)),
+    (DPMSolverMultistepScheduler(timestep_spacing="trailing", **V), orn.DPMSolverPP(order=2)),
+    (UniPCMultistepScheduler(solver_order=2), orn.solvers.UniPC(order=2)),
+    (FlowMatchEulerDiscreteScheduler(shift=3.0), orn.Euler()),
+    (FlowMatchHeunDiscreteScheduler(shift=3.0), orn.Heun(variable="t")),
+    (EDMEulerScheduler(), orn.DDIM()),
+    (EDMDPMSolverMultistepScheduler(), orn.DPMSolverPP(order=2)),
+    (
+        EulerDiscreteScheduler(
+            timestep_type="continuous", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0, **V
+        ),
+        orn.DDIM(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("theirs", "solver"), SAME, ids=lambda v: type(v).__name__)
+def test_the_same_formula_and_times_give_what_diffusers_gives(theirs, solver):
+    """Schedules and coefficients there are float32: each step moves the state, of size 1 to 2, by about 6e-8, and the
+    ring's flow stretches that by up to 30 where modes part. A relative of the method, or other times, misses by
+    0.01 and more (the last assertion)."""
+    unet = ExactUNet(config(theirs))
+    ours = OrnsteinScheduler.from_config(theirs, solver=solver)
+    for steps in (10, 20):
+        a, b = run(unet, ours, steps, noise()), run(unet, theirs, steps, noise())
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+    other = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=3, start="published"))
+    assert float((run(unet, other, 10, noise()) - run(unet, theirs, 10, noise())).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), torch.round),
+        (
+            DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"),
+            torch.floor,
+        ),
+    ],
+    ids=["karras", "flow"],
+)
+def test_where_theirs_tells_the_network_a_rounded_time(theirs, told):
+    """A known difference: with sigmas between timesteps these schedulers tell the network a whole number. Told the same
+    whole numbers, ours is theirs; told the exact times, both move by what the rounding is worth."""
+
+    class Rounded(ExactUNet):
+        def answer(self, x, t):
+            return super().answer(x, told(torch.as_tensor(t, dtype=F64) + 1e-6))
+
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2))
+    exact, rounded = ExactUNet(config(theirs)), Rounded(config(theirs))
+    torch.testing.assert_close(run(rounded, ours, 10, noise()), run(rounded, theirs, 10, noise()), rtol=0, atol=2e-5)
+    assert float((run(exact, ours, 10, noise()) - run(exact, theirs, 10, noise())).abs().max()) > 1e-3
+
+
+def test_where_theirs_clips_half():
+    """A known difference: DDIM there clips x0 and keeps the noise of the unclipped one, two answers that contradict
+    each other, unless it is told `use_clipped_model_output`. Ours has one answer."""
+    theirs = DDIMScheduler(clip_sample=True)
+    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    ends = {}
+    for clipped in (True, False):
+        theirs.set_timesteps(10)
+        x = noise()
+        for t in theirs.timesteps:
+            x = theirs.step(unet(x, t).sample, t, x, use_clipped_model_output=clipped).prev_sample
+        ends[clipped] = x
+    a = run(unet, ours, 10, noise())
+    torch.testing.assert_close(a, ends[True], rtol=0, atol=2e-5)
+    assert float((a - ends[False]).abs().max()) > 1e-2
+
+
+def test_where_theirs_ends_twice():
+    """A known fault: DEIS with Karras sigmas repeats its last sigma, and that step is 0/0."""
+    theirs = DEISMultistepScheduler(use_karras_sigmas=True)
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    unet = ExactUNet(config(theirs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.set_timesteps(10)
+    assert float(theirs.sigmas[-1]) == float(theirs.sigmas[-2])
+    assert bool(run(unet, ours, 10, noise()).isfinite().all())
+    assert len(ours.timesteps) == 9
+
+
+SOLVERS = [orn.DDIM(), orn.DDIM(eta=0.5), orn.DDPM(), orn.Euler(), orn.Heun(), *map(orn.DPMSolverPP, (1, 2, 3))]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("theirs", [DDPMScheduler(clip_sample=False), FlowMatchEulerDiscreteScheduler(shift=3.0)])
+def test_a_pipelines_loop_is_our_loop(theirs, solver):
+    """The same table and noise. The pipeline tells its network the times in float32, relative 6e-8 of them."""
+    unet = ExactUNet(config(theirs))
+    model = load(unet, scheduler=theirs)
+    grid = orn.LogSNR(end=6.0)
+    if isinstance(solver, orn.Euler) and isinstance(theirs, DDPMScheduler):
+        grid = orn.Uniform(end=0.01)
+    ours = OrnsteinScheduler.from_config(theirs, solver=solver, grid=grid)
+    a = run(unet, ours, 8, noise())
+    g = torch.Generator().manual_seed(1)
+
+    class Pipelike(orn.Noise):  # draws in the state's dtype, as a pipeline does
+        def normal(self, shape):
+            return torch.randn(tuple(shape), generator=g, dtype=F64)
+
+        def rewind(self):
+            g.manual_seed(1)
+
+    x = noise() * ours.init_noise_sigma
+    b = orn.sample(model, x_init=x, solver=solver, grid=grid, steps=8, seed=Pipelike(batch=32))
+    torch.testing.assert_close(a, b.x, rtol=0, atol=1e-5)
+    assert len(ours.timesteps) == b.nfe
+
+
+def test_half_precision_is_carried_in_float32():
+    """Ten steps in bfloat16 states would each round by 2^-9; only the last rounding is left."""
+    theirs = FlowMatchEulerDiscreteScheduler()
+    unet = ExactUNet(config(theirs))
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.Euler())
+    fine, half = run(unet, ours, 50, noise()), run(unet, ours, 50, noise().bfloat16())
+    assert half.dtype == torch.bfloat16
+    start = noise().bfloat16().double()
+    torch.testing.assert_close(half.double(), run(unet, ours, 50, start), rtol=2**-7, atol=2**-7)
+    assert fine.dtype == F64
+
+
+def test_a_changed_sample_is_taken():
+    """Inpainting pipelines paint into the state between steps: the next step goes on from what it is given."""
+    theirs = DDIMScheduler(clip_sample=False)
+    unet = ExactUNet(config(theirs))
+    ends = []
+    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())):
+        scheduler.set_timesteps(10)
+        x = noise()
+        for i, t in enumerate(scheduler.timesteps):
+            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+            if i == 4:
+                x = torch.where(torch.arange(2).reshape(1, 2, 1, 1) == 0, x, x.flip(0))
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("set_begin", [True, False])
+def test_image_to_image_begins_in_the_middle(set_begin):
+    """As the img2img pipelines do: noise the image at the k-th timestep and go on from there."""
+    theirs = DPMSolverMultistepScheduler()
+    unet = ExactUNet(config(theirs))
+    ends = []
+    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2))):
+        scheduler.set_timesteps(12)
+        times = scheduler.timesteps[5 * scheduler.order :]
+        if set_begin:
+            scheduler.set_begin_index(5 * scheduler.order)
+        x = scheduler.add_noise(noise(seed=3), noise(seed=4), times[:1].repeat(32))
+        for t in times:
+            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+def test_noise_is_added_as_the_process_does():
+    theirs = DDPMScheduler()
+    ours = OrnsteinScheduler.from_config(theirs)
+    t = torch.tensor([0, 10, 500, 999])
+    x, z = noise(4), noise(4, seed=1)
+    torch.testing.assert_close(ours.add_noise(x, z, t), theirs.add_noise(x, z, t), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.get_velocity(x, z, t), theirs.get_velocity(x, z, t), rtol=1e-6, atol=1e-6)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler())
+    for scheduler in (flow, own):
+        scheduler.set_timesteps(10)
+    at = flow.timesteps[3:4].repeat(4)
+    torch.testing.assert_close(
+        own.scale_noise(x, own.timesteps[3:4].repeat(4), z), flow.scale_noise(x, at, z), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_given_timesteps_and_sigmas():
+    """Lists that a pipeline passes: timesteps of a discrete model; sigmas of a flow before its shift; of a model in
+    the frame x/alpha with their last 0."""
+    theirs = EulerDiscreteScheduler()
+    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    ours.set_timesteps(timesteps=[999, 500, 100])
+    assert ours.timesteps.tolist() == [999, 500, 100]
+    sigmas = [30.0, 5.0, 1.0, 0.1, 0.0]
+    ends = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(sigmas=sigmas)
+        x = noise() * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-4)
+    flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler())
+    for scheduler in (flow, own):
+        scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.3], mu=0.8)
+    torch.testing.assert_close(own.timesteps.double(), flow.timesteps.double(), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(own.sigmas, flow.sigmas, rtol=1e-6, atol=1e-6)
+
+
+def test_tuned_tables_by_number_of_steps(tmp_path):
+    """A table that was compiled (or tuned) for 6 steps is used at 6, the solver at any other number; it is saved with
+    the configuration and comes back exactly."""
+    theirs = DDIMScheduler(clip_sample=False)
+    schedule = schedule_of(theirs)
+    table = orn.DPMSolverPP(order=3).compile(schedule.process, orn.LogSNR()(schedule.process, steps=6))
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DDIM(eta=0.5), grid=orn.Karras(), tables={6: table})
+    ours.set_timesteps(6)
+    assert str(ours.table) == str(table)
+    assert len(ours.timesteps) == table.nfe
+    ours.set_timesteps(5)
+    assert "DDIM" in ours.table.solver
+    ours.save_pretrained(tmp_path)
+    again = OrnsteinScheduler.from_pretrained(tmp_path)
+    assert (again.solver, again.grid, again.process) == (ours.solver, ours.grid, ours.process)
+    unet = ExactUNet(config(theirs))
+    torch.testing.assert_close(run(unet, again, 6, noise()), run(unet, ours, 6, noise()), rtol=0, atol=0)
+
+
+def test_a_saved_pipeline_comes_back_with_it(tmp_path):
+    unet = diffusers.UNet2DModel(
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    pipe = diffusers.DDPMPipeline(unet, DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = OrnsteinScheduler.from_config(pipe.scheduler, solver=orn.DPMSolverPP(order=3), grid=orn.LogSNR())
+    pipe.save_pretrained(tmp_path)
+    again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.scheduler.solver == orn.DPMSolverPP(order=3)
+    a, b = (
+        p(batch_size=2, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+        for p in (pipe, again)
+    )
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def stepped(*indices, **options):
+    ours = OrnsteinScheduler.from_config(DDIMScheduler(clip_sample=False), solver=orn.DDIM())
+    ours.set_timesteps(3)
+    x = noise(2)
+    for i in indices:
+        t = ours.timesteps[i] if i < 3 else 3
+        x = ours.step(x, t, x, **options).prev_sample
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "message"),
+    [
+        (lambda: stepped(0, 2), RuntimeError, "but 333 .number 1. is next: steps come in the order"),
+        (lambda: stepped(0, 0), RuntimeError, "number 1"),
+        (lambda: stepped(0, 1, 2, 2), RuntimeError, "all 3 timesteps are done"),
+        (lambda: stepped(3), ValueError, "none of this scheduler's"),
+        (lambda: stepped(0, eta=0.3), ValueError, r"solver=orn.DDIM\(eta=...\)"),
+        (
+            lambda: OrnsteinScheduler.from_config(DDIMScheduler()).step(noise(), 1, noise()),
+            RuntimeError,
+            "set_timesteps",
+        ),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler()).set_timesteps(), ValueError, "one of them"),
+        (lambda: OrnsteinScheduler(), ConfigError, "from_config"),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler().config), ConfigError, "does not name its class"),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler(), solver="ddim"), ConfigError, "such as orn.DDIM"),
+        (
+            lambda: OrnsteinScheduler.from_config(
+                DDIMScheduler(), tables={2: orn.DDIM().compile(orn.Flow(), orn.Flow().level([1.0, 0.5, 0.0]))}
+            ),
+            orn.TableError,
+            "another process",
+        ),
+        (
+            lambda: OrnsteinScheduler.from_config(DDIMScheduler(), grid=orn.Timesteps()).set_timesteps(2000),
+            ValueError,
+            "has 1000 timesteps",
+        ),
+    ],
+)
+def test_out_of_order_and_out_of_range(use, error, message):
+    with pytest.raises(error, match=message):
+        use()
