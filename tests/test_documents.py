@@ -10,7 +10,9 @@ ROOT = Path(__file__).parent.parent
 QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/solvers.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/solvers.md", "docs/diffusers.md"]
+)
 def test_documents_run_as_printed(name, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks

@@ -60,9 +60,16 @@ def test_the_default_dtype_of_torch_changes_no_number(seed: int | list[int]) -> 
 
 def test_per_sample_streams_are_blocks_of_eight_in_order() -> None:
     """The definition of the stream: changed, it would change every published run."""
-    noise, alone = Noise([5], batch=1), torch.Generator().manual_seed(derive(5, 2))
-    wanted = torch.cat([torch.randn(8, 2, generator=alone) for _ in range(2)])
+    noise, alone = Noise([5], batch=1), np.random.Generator(np.random.Philox(key=derive(5, 2)))
+    wanted = torch.cat([torch.from_numpy(alone.standard_normal((8, 2), dtype=np.float32)) for _ in range(2)])
     assert torch.equal(torch.cat([noise.normal((1, 2)) for _ in range(16)]), wanted)
+
+
+def test_per_sample_streams_use_all_bits_of_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's generator on the CPU reads 32 bits: streams under seeds that agree in them would be one stream."""
+    monkeypatch.setattr("ornstein.random.derive", lambda seed, *path: 7 + (seed << 32))
+    first, second = Noise([0, 1], batch=2).normal((2, 5))
+    assert not torch.equal(first, second)
 
 
 def test_a_scalar_tensor_is_one_seed() -> None:

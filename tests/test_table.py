@@ -262,9 +262,11 @@ def test_noise_is_drawn_only_where_there_is_some_and_knows_its_interval():
 
 
 def test_pure_noise_does_not_count_as_a_past_evaluation():
-    """Order 3 makes its matched start after the step from infinite log-SNR, which carries no slope."""
+    """Order 3 makes its matched start after the step from infinite log-SNR, which carries no slope: one register more
+    than steps, the predicted state, and its evaluation serves the next step."""
     for process in (orn.VP(), orn.Flow()):
-        assert orn.DPMSolverPP(order=3).compile(process, orn.LogSNR()(process, steps=7)).nfe == 8
+        table = orn.DPMSolverPP(order=3).compile(process, orn.LogSNR(deepest=-11.0)(process, steps=30))
+        assert (len(table.rows), table.nfe) == (1 + 30 + 1, 30)
 
 
 def test_grids_of_a_process_whose_data_end_has_noise_stop_there():

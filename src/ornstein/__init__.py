@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import exact as exact
     from . import guidance as guidance
+    from . import interop as interop
     from . import metrics as metrics
     from . import nets as nets
     from . import solvers as solvers
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .guidance import CFG as CFG
     from .guidance import Autoguidance as Autoguidance
     from .guidance import Guided as Guided
+    from .interop import load as load
     from .prediction import Prediction as Prediction
     from .processes import EDM as EDM
     from .processes import VE as VE
@@ -79,11 +81,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "": "exact guidance metrics nets solvers training",
+    "": "exact guidance interop metrics nets solvers training",
     "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Scaling",
     "errors": "CheckpointError NonFiniteError TableError ViewError",
     "flow_map": "FlowMap",
     "guidance": "Autoguidance CFG Guided",
+    "interop": "load",
     "prediction": "Prediction",
     "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
     "random": "Noise derive",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Noise:
         elif isinstance(self.seed, int):
             self._generator = generator(self.seed, self.device)
         # per-sample streams: one for each event shape, under seeds of their own: (generators, rows left of the block)
-        self._streams: dict[tuple[int, ...], tuple[list[torch.Generator], list[Tensor]]] = {}
+        self._streams: dict[tuple[int, ...], tuple[list[np.random.Generator], list[Tensor]]] = {}
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers of `shape` = (batch, *event)."""
@@ -109,11 +110,13 @@ class Noise:
     def _per_sample(self, event: tuple[int, ...]) -> Tensor:
         if event not in self._streams:
             assert isinstance(self.seed, tuple)
-            self._streams[event] = ([generator(derive(s, *event)) for s in self.seed], [])
+            # torch's own generator reads 32 bits of a seed: two of 100,000 samples would be the same
+            own = [np.random.Generator(np.random.Philox(key=derive(s, *event))) for s in self.seed]
+            self._streams[event] = (own, [])
         generators, rows = self._streams[event]
         if not rows:
-            drawn = [torch.randn(_BLOCK, *event, generator=g, dtype=torch.float32) for g in generators]
-            block = torch.stack(drawn, dim=1)
+            drawn = [g.standard_normal((_BLOCK, *event), dtype=np.float32) for g in generators]
+            block = torch.from_numpy(np.stack(drawn, axis=1))
             rows.extend(reversed(block.unbind(0)))
         return rows.pop()
 

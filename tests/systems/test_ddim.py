@@ -1,12 +1,13 @@
 """DDIM: one family from the probability flow (eta = 0) to ancestral sampling (eta = 1), and better in few steps."""
 
+import functools
 import math
 
 import pytest
 import torch
 
 import ornstein as orn
-from worlds import F64, ring
+from worlds import F64, normal, ring
 
 PROCESS = orn.VP()
 
@@ -59,3 +60,45 @@ def test_ddim():
     )
     assert ddim < 5 * spread
     assert ddpm > 5 * spread
+
+
+class Between(orn.BaseDenoiser):
+    """The exact denoiser with a head "variance", v everywhere."""
+
+    def __init__(self, oracle, v):
+        super().__init__()
+        self.oracle, self.v = oracle, v
+        self.process, self.predicts = oracle.process, oracle.predicts
+
+    def bind(self, levels, x, cond):
+        def answer(call, x):
+            return {"main": call(x), "variance": torch.full_like(x, self.v)}
+
+        return [functools.partial(answer, call) for call in self.oracle.bind(levels, x, cond)]
+
+
+def test_the_learned_variance_lies_between_the_two():
+    """v = -1 is the posterior variance, v = 1 the forward one, v = 0 their geometric mean: the noise of one step from
+    a fixed state is scaled by the square root, sample by sample, with levels of its own for each."""
+    process, x = orn.VP(), normal(4, 2)
+    oracle = ring().denoiser(process)
+    levels = process.level(torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.5, 0.4, 0.3, 0.2]], dtype=F64))
+
+    def step(model, variance):
+        return orn.sample(model, x_init=x, solver=orn.DDPM(variance=variance), grid=levels, seed=0).x
+
+    posterior, forward = step(oracle, "posterior"), step(oracle, "forward")
+    torch.testing.assert_close(step(Between(oracle, -1.0), "learned"), posterior, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(step(Between(oracle, 1.0), "learned"), forward, rtol=1e-12, atol=1e-12)
+    # mean + std z for three stds: the middle one is the geometric mean of the outer two
+    noise = orn.Noise(0, batch=4, dtype=F64).normal((4, 2))
+    low, high = (
+        levels[0].sigma * torch.sqrt(-torch.expm1(levels[0].log_snr - levels[1].log_snr)) * factor
+        for factor in (levels[1].sigma / levels[0].sigma, 1.0)
+    )
+    mean = posterior - low[:, None] * noise
+    torch.testing.assert_close(forward, mean + high[:, None] * noise, rtol=1e-10, atol=1e-12)
+    middle = step(Between(oracle, 0.0), "learned")
+    torch.testing.assert_close(middle, mean + (low * high).sqrt()[:, None] * noise, rtol=1e-10, atol=1e-12)
+    with pytest.raises(orn.TableError, match="variance"):
+        step(oracle, "learned")

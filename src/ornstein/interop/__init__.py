@@ -10,6 +10,7 @@ from .autoencoder import Autoencoder
 from .load import Pretrained, load
 from .network import Network
 from .schedule import ConfigError, PublishedGrid, Schedule, schedule_of
+from .sigma import SigmaModel, from_sigma, to_sigma
 
 if TYPE_CHECKING:
     from .scheduler import OrnsteinScheduler as OrnsteinScheduler
@@ -22,8 +23,11 @@ __all__ = [
     "Pretrained",
     "PublishedGrid",
     "Schedule",
+    "SigmaModel",
+    "from_sigma",
     "load",
     "schedule_of",
+    "to_sigma",
 ]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .._extras import require
-from .._types import Cond
 from ..denoiser import Codec, Denoiser, Scaling
+from ..processes import GaussianProcess
 from .autoencoder import Autoencoder
-from .network import network_of
-from .schedule import Schedule, schedule_of
+from .network import CONVENTIONS, TEXT, class_of, network_of, plain
+from .schedule import FLOWS, PublishedGrid, Schedule, schedule_of
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
@@ -24,8 +28,9 @@ class Pretrained(Denoiser):
     """A published model: a `Denoiser` that remembers how it was published.
 
     schedule: its process, question and times (`schedule.grid` visits the times of its own scheduler).
-    event: the shape of one state, (channels, height, width), where the configuration says it.
+    event: the shape of one state, (channels, height, width) or of a video, where the configuration says it.
     pipeline: the pipeline that it came with, or None.
+    null: the null condition for `orn.CFG`; where it is the empty text it is encoded when first asked for.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class Pretrained(Denoiser):
         codec: Codec | None = None,
         event: tuple[int, ...] | None = None,
         pipeline: Any = None,
-        null: Cond = None,
+        null: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             network_of(network, schedule),
@@ -49,23 +54,50 @@ class Pretrained(Denoiser):
         )
         self.schedule, self.event, self.pipeline = schedule, event, pipeline
 
+    _null: Mapping[str, Any] | None
+
+    @property
+    def null(self) -> Mapping[str, Any] | None:
+        """Values of the condition that stand for "no condition"."""
+        if self._null is None and self._reads_texts:
+            self._null = self._texts([""], null=True)
+        return self._null
+
+    @null.setter
+    def null(self, value: Mapping[str, Any] | None) -> None:
+        self._null = value
+
+    @property
+    def _reads_texts(self) -> bool:
+        pipeline = self.__dict__.get("pipeline")
+        known, encoders = type(pipeline).__name__ in TEXTS, ("text_encoder", "text_encoder_2", "text_encoder_3")
+        return known and any(getattr(pipeline, name, None) is not None for name in encoders)
+
     def encode(self, prompt: str | Sequence[str]) -> dict[str, Tensor]:
         """cond for texts, by the text encoders of the model's pipeline: one row a text."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        kind = type(self.pipeline).__name__
-        if kind not in TEXTS:
+        if not self._reads_texts:
+            kind = "no pipeline" if self.pipeline is None else f"a {type(self.pipeline).__name__}"
             raise ValueError(
-                f"{'this model has no pipeline' if self.pipeline is None else kind + ' is not known'}: build cond from "
-                f"the network's arguments yourself, or load one of {', '.join(TEXTS)}"
+                f"this model has {kind} to encode texts with: give cond by the names of the network's arguments, or "
+                f"load one of {', '.join(TEXTS)} with its text encoders"
             )
+        return self._texts([prompt] if isinstance(prompt, str) else list(prompt))
+
+    def _texts(self, prompts: list[str], *, null: bool = False) -> dict[str, Any]:
         with torch.no_grad():
-            return TEXTS[kind](self.pipeline, prompts)
+            found = TEXTS[type(self.pipeline).__name__](self.pipeline, prompts, null)
+        like = next(self.parameters())  # the network's come first
+        return {
+            name: value.to(like if value.is_floating_point() else like.device) if isinstance(value, Tensor) else value
+            for name, value in found.items()
+        }
 
 
 def load(
     source: Any,
     *,
     scheduler: Any = None,
+    null: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     **options: Any,
@@ -86,7 +118,8 @@ def load(
     Args:
         source: a pipeline, a network, a folder of either, or a hub name.
         scheduler: the scheduler, its configuration or its folder, where the source does not bring one.
-        dtype, device: of the networks.
+        null: values of cond that stand for "no condition", where the model does not bring them.
+        dtype, device: of all that is loaded; a pipeline or network that was there already is itself moved.
         options: passed to `from_pretrained` (revision, variant, subfolder, local_files_only, ...). Only safetensors
             files are read, never pickles.
 
@@ -94,50 +127,85 @@ def load(
     """
     if isinstance(source, (str, Path)):
         source, scheduler = _open(str(source), scheduler, dtype, options)
-    own: Any = source
-    pipeline = own if hasattr(own, "components") else None
-    if pipeline is not None:
-        network = getattr(own, "unet", None) or getattr(own, "transformer", None)
-        if network is None or getattr(own, "scheduler", None) is None:
-            raise ValueError(
-                f"{type(own).__name__} has no unet or transformer with a scheduler: is it a diffusion model?"
-            )
-        scheduler = scheduler or own.scheduler
-        if device is not None:
-            own.to(device)
-    elif isinstance(own, nn.Module) and hasattr(own, "config"):
-        network = own.to(device) if device is not None else own
-        if scheduler is None:
-            raise ValueError(
-                f"{type(own).__name__} does not say its schedule: give scheduler=, an object or its folder"
-            )
-    else:
+    elif options:
         raise ValueError(
-            f"load takes a diffusers pipeline, network, folder or hub name: got {type(own).__name__}; any other "
+            f"{', '.join(options)}: for a folder or a hub name, this {type(source).__name__} is there already"
+        )
+    pipeline = source if hasattr(source, "components") else None
+    network = source if pipeline is None else _network_in(pipeline)
+    if not isinstance(network, nn.Module) or not hasattr(plain(network), "config"):
+        raise ValueError(
+            f"load takes a diffusers pipeline, network, folder or hub name: got {type(source).__name__}; any other "
             "callable becomes a denoiser by orn.Denoiser(net, process, predicts, timestep=...)"
         )
+    if scheduler is None:
+        scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None:
+        raise ValueError(f"{type(source).__name__} does not say its schedule: give scheduler=, an object or its folder")
     if isinstance(scheduler, (str, Path)):
         scheduler = _json(Path(scheduler), "scheduler_config.json")
-    if dtype is not None:
-        network = network.to(dtype)
     schedule = schedule_of(scheduler)
-    vae = getattr(own, "vae", None) or getattr(own, "vqvae", None)
-    codec: Codec | None = None
-    if vae is not None:
-        codec = Autoencoder(vae, frames_first=type(network).__name__.startswith("CogVideoX"))
-    elif pipeline is not None and schedule.predicts != "score":
-        codec = Scaling(0.5, 0.5)  # pixel models are trained on [-1, 1]
-    if codec is not None and device is not None:
-        codec.to(device)
-    model = Pretrained(network, schedule, codec=codec, event=_event(network), pipeline=pipeline)
-    model.null = _null(model, network)
+    kind = class_of(network)
+    if kind is not None and CONVENTIONS[kind].even and schedule.grid.config["_class_name"] in FLOWS:
+        schedule = replace(schedule, grid=EvenGrid(schedule.grid.config))
+    codec = None if pipeline is None else _codec(pipeline, network, schedule)
+    model = Pretrained(network, schedule, codec=codec, event=_event(network), pipeline=pipeline, null=null)
+    if (dtype, device) != (None, None):
+        (model if pipeline is None else pipeline).to(**_given(dtype=dtype, device=device))
+        model.to(device=device)  # the codec's own numbers
+    if null is None and kind == "DiTTransformer2DModel":
+        config: Any = plain(network).config
+        model.null = {"class_labels": config.num_embeds_ada_norm}  # the class after the last
     return model.eval()
+
+
+@dataclass(frozen=True)
+class EvenGrid(PublishedGrid):
+    """The N times 1, 1 - 1/N, ..., 1/N and 0, shifted as configured: what some pipelines pass to their scheduler in
+    place of its own times."""
+
+    __repr__ = PublishedGrid.__repr__
+
+    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+        times = self.shifted(torch.linspace(1, 1 / steps, steps, dtype=torch.float64))
+        return torch.cat([times, times.new_zeros(1)])
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _network_in(pipeline: Any) -> Any:
+    """The one network of a pipeline."""
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if network is None:
+        raise ValueError(f"{type(pipeline).__name__} has no unet or transformer: is it a diffusion model?")
+    for name in ("boundary_ratio", "expand_timesteps"):
+        if getattr(pipeline.config, name, None):
+            raise ValueError(
+                f"{type(pipeline).__name__} with {name}={getattr(pipeline.config, name)!r} is more than one network "
+                "told one time: load its networks one by one, orn.load(pipe.transformer, scheduler=pipe.scheduler)"
+            )
+    return network
+
+
+def _codec(pipeline: Any, network: nn.Module, schedule: Schedule) -> Codec | None:
+    kind = class_of(network)
+    for name in ("vae", "vqvae", "movq"):
+        if getattr(pipeline, name, None) is not None:
+            return Autoencoder(
+                getattr(pipeline, name),
+                frames_first=kind == "CogVideoXTransformer3DModel",
+                still=kind == "QwenImageTransformer2DModel",
+                raw=name == "movq",
+            )
+    return None if schedule.predicts == "score" else Scaling(0.5, 0.5)  # pixel models are trained on [-1, 1]
 
 
 def _open(name: str, scheduler: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> tuple[Any, Any]:
     """A pipeline, or a network with its scheduler, from a folder or the hub."""
     path = Path(name)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{name} is a pickle, which runs whatever code it holds: this library never opens one. Where you trust it, "
             "load it into its network yourself, and give that to orn.load(network, scheduler=...), or write it with "
@@ -145,39 +213,54 @@ def _open(name: str, scheduler: Any, dtype: torch.dtype | None, options: dict[st
         )
     if path.is_file():
         raise ValueError(f"{name} is one file: give the folder that holds model_index.json or config.json")
+    if not options.get("use_safetensors", True):
+        raise ValueError("use_safetensors=False would open pickles, which this library never does")
     diffusers = require("diffusers", extra="diffusers")
-    more = {"use_safetensors": True, "torch_dtype": dtype, **options}
-    folder = path / str(options["subfolder"]) if "subfolder" in options else path
-    if path.exists() and not (path / "model_index.json").exists():
-        kind = _json(folder, "config.json").get("_class_name")
-        if not hasattr(diffusers, str(kind)):
+    more = {**_given(torch_dtype=dtype), **options, "use_safetensors": True}
+    if path.exists():
+        folder = path / str(options.get("subfolder", ""))
+        if (folder / "model_index.json").exists():
+            _json(folder, "model_index.json")  # its damage has a name
+            return _pretrained(diffusers.DiffusionPipeline, name, more), scheduler
+        kind = _json(folder, "config.json", "model_index.json").get("_class_name")
+        if not isinstance(kind, str) or not hasattr(diffusers, kind):
             raise ValueError(f"{folder / 'config.json'} is of the class {kind!r}, which diffusers does not have")
-        beside = [
-            place for place in (folder, folder.parent / "scheduler") if (place / "scheduler_config.json").exists()
-        ]
-        network = _pretrained(getattr(diffusers, str(kind)), name, more)
+        network = _pretrained(getattr(diffusers, kind), name, more)
+        places = (folder, folder.parent / "scheduler", folder / "scheduler")
+        beside = [place for place in places if (place / "scheduler_config.json").exists()]
         return network, scheduler if scheduler is not None or not beside else beside[0]
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"there is no folder {name}, and it is no hub name like 'google/ddpm-cifar10-32'")
-    return _pretrained(diffusers.DiffusionPipeline, name, more), scheduler
+    if "subfolder" not in options:
+        return _pretrained(diffusers.DiffusionPipeline, name, more), scheduler
+    if scheduler is None:
+        raise ValueError(f"of {name} only {options['subfolder']} is asked for: give its scheduler= too")
+    return _pretrained(diffusers.AutoModel, name, more), scheduler
 
 
 def _pretrained(kind: Any, name: str, options: dict[str, Any]) -> Any:
     try:
-        return kind.from_pretrained(name, **options)
+        with warnings.catch_warnings():  # newer versions call torch_dtype otherwise, and say so
+            warnings.filterwarnings("ignore", message=".*torch_dtype")
+            return kind.from_pretrained(name, **options)
     except OSError as error:
-        where = "the folder lacks a file" if Path(name).exists() else "it is not here, and the hub did not give it"
+        where = (
+            "the folder lacks a file, or one is damaged"
+            if Path(name).exists()
+            else "it is not here, and the hub did not give it"
+        )
         raise FileNotFoundError(
             f"{name} could not be loaded: {where}. Only safetensors weights are read; a folder of .bin files is to be "
             f"converted first, by save_pretrained(..., safe_serialization=True). ({error})"
         ) from error
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    file = folder if folder.is_file() else folder / name
+def _json(folder: Path, *names: str) -> dict[str, Any]:
+    """The configuration in a file, or in the first of a folder's `names`."""
+    file = folder if folder.is_file() else folder / names[0]
     if not file.exists():
         found = ", ".join(sorted(p.name for p in folder.glob("*"))[:8]) if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder} has no {name} ({found or 'it is empty'})")
+        raise FileNotFoundError(f"{folder} has no {' or '.join(names)} ({found or 'it is empty'})")
     try:
         data = json.loads(file.read_bytes())
     except ValueError as error:
@@ -187,71 +270,90 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def _event(network: Any) -> tuple[int, ...] | None:
-    """(channels, height, width) of one state, as far as the configuration tells."""
-    config = network.config
-    channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
-    if channels is not None and type(network).__name__ == "FluxTransformer2DModel":
-        channels, size = channels // 4, 128
+def _event(network: nn.Module) -> tuple[int, ...] | None:
+    """The shape of one state, as far as the configuration tells."""
+    own: Any = plain(network)
+    config: Any = own.config
+    kind = class_of(network)
+    channels: Any = getattr(config, "in_channels", None)
+    size: Any = getattr(config, "sample_size", None)
+    if kind in ("FluxTransformer2DModel", "QwenImageTransformer2DModel"):
+        return (channels // 4, 128, 128)  # what their pipelines draw
+    if kind == "CogVideoXTransformer3DModel":
+        frames, p = (config.sample_frames - 1) // config.temporal_compression_ratio + 1, config.patch_size_t or 1
+        return (-(-frames // p) * p, channels, config.sample_height, config.sample_width)
     if channels is None or size is None:
         return None
     return (channels, size, size) if isinstance(size, int) else (channels, *size)
 
 
-def _null(model: Pretrained, network: Any) -> Cond:
-    """The null condition: the class after the last, or the empty text."""
-    classes = getattr(network.config, "num_embeds_ada_norm", None)
-    if type(network).__name__ == "DiTTransformer2DModel":
-        return {"class_labels": classes}
-    has_texts = type(model.pipeline).__name__ in TEXTS and getattr(model.pipeline, "text_encoder", None) is not None
-    return model.encode("") if has_texts else None
-
-
-def _first(pipe: Any, prompts: list[str], names: Sequence[str | None], **options: Any) -> dict[str, Tensor]:
-    """The results of `encode_prompt`, named in order; None is left out."""
-    found = pipe.encode_prompt(prompts, num_images_per_prompt=1, device=pipe._execution_device, **options)
+def _read(
+    names: Sequence[str | None], pipe: Any, prompts: list[str], null: bool, *, images: str = "images", **options: Any
+) -> dict[str, Any]:
+    """The results of `encode_prompt`, named in order."""
+    options |= {f"num_{images}_per_prompt": 1, "device": pipe._execution_device}
+    taken = inspect.signature(pipe.encode_prompt).parameters
+    if "do_classifier_free_guidance" in taken:
+        options["do_classifier_free_guidance"] = False
+    found = pipe.encode_prompt(prompts, **options)
     return {name: value for name, value in zip(names, found, strict=False) if name is not None and value is not None}
 
 
-def _stable_diffusion(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
-    return _first(pipe, prompts, ["encoder_hidden_states"], do_classifier_free_guidance=False)
-
-
-def _stable_diffusion_xl(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
-    found = _first(pipe, prompts, ["encoder_hidden_states", None, "text_embeds"], do_classifier_free_guidance=False)
+def _stable_diffusion_xl(pipe: Any, prompts: list[str], null: bool) -> dict[str, Any]:
+    if null and pipe.config.force_zeros_for_empty_prompt:
+        return {TEXT: 0.0, "text_embeds": 0.0}
+    found = _read((TEXT, None, "text_embeds"), pipe, prompts, null)
+    if null:
+        return found
     side = pipe.default_sample_size * pipe.vae_scale_factor
     # the original size, the corner of the crop and the size of the target, as at its native resolution
     ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=found["text_embeds"].dtype)
-    return {**found, "time_ids": ids.expand(len(prompts), -1).to(found["text_embeds"].device)}
+    return {**found, "time_ids": ids.repeat(len(prompts), 1)}
 
 
-def _stable_diffusion_3(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
-    names = ["encoder_hidden_states", None, "pooled_projections"]
-    return _first(pipe, prompts, names, prompt_2=None, prompt_3=None, do_classifier_free_guidance=False)
-
-
-def _flux(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
-    found = _first(pipe, prompts, ["encoder_hidden_states", "pooled_projections", "txt_ids"], prompt_2=None)
-    found["txt_ids"] = found["txt_ids"][None].expand(len(prompts), -1, -1)
-    if pipe.transformer.config.guidance_embeds:
-        found["guidance"] = torch.full((len(prompts),), 3.5, device=found["txt_ids"].device)
+def _flux(pipe: Any, prompts: list[str], null: bool) -> dict[str, Any]:
+    found = _read((TEXT, "pooled_projections"), pipe, prompts, null, prompt_2=None)
+    if pipe.transformer.config.guidance_embeds and not null:
+        found["guidance"] = torch.full((len(prompts),), 3.5)  # its pipeline's
     return found
 
 
-def _masked(pipe: Any, prompts: list[str]) -> dict[str, Tensor]:
-    names = ["encoder_hidden_states", "encoder_attention_mask"]
-    return _first(pipe, prompts, names, do_classifier_free_guidance=False)
+def _pixart(pipe: Any, prompts: list[str], null: bool) -> dict[str, Any]:
+    found = _read((TEXT, "encoder_attention_mask"), pipe, prompts, null, **_defaults(pipe, "max_sequence_length"))
+    if pipe.transformer.config.use_additional_conditions and not null:
+        side = float(pipe.transformer.config.sample_size * pipe.vae_scale_factor)
+        found["resolution"] = torch.tensor([[side, side]]).repeat(len(prompts), 1)
+        found["aspect_ratio"] = torch.ones(len(prompts), 1)
+    return found
 
 
-TEXTS: dict[str, Callable[[Any, list[str]], dict[str, Tensor]]] = {
-    "StableDiffusionPipeline": _stable_diffusion,
+def _sana(pipe: Any, prompts: list[str], null: bool) -> dict[str, Any]:
+    options = _defaults(pipe, "max_sequence_length", *(() if null else ("complex_human_instruction",)))
+    return _read((TEXT, "encoder_attention_mask"), pipe, prompts, null, **options)
+
+
+def _defaults(pipe: Any, *names: str) -> dict[str, Any]:
+    """What the pipeline itself takes for options that are not named; its encode_prompt may take other ones."""
+    called = inspect.signature(type(pipe).__call__).parameters
+    return {name: called[name].default for name in names}
+
+
+def _video(names: Sequence[str | None], pipe: Any, prompts: list[str], null: bool) -> dict[str, Any]:
+    return _read(names, pipe, prompts, null, images="videos", **_defaults(pipe, "max_sequence_length"))
+
+
+_TEXT, _MASKED = (TEXT,), (TEXT, "encoder_attention_mask")
+TEXTS: dict[str, Callable[[Any, list[str], bool], dict[str, Any]]] = {
+    "StableDiffusionPipeline": partial(_read, _TEXT),
     "StableDiffusionXLPipeline": _stable_diffusion_xl,
-    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "StableDiffusion3Pipeline": partial(_read, (TEXT, None, "pooled_projections"), prompt_2=None, prompt_3=None),
     "FluxPipeline": _flux,
-    "PixArtAlphaPipeline": _masked,
-    "PixArtSigmaPipeline": _masked,
-    "SanaPipeline": _masked,
-    "AuraFlowPipeline": _stable_diffusion,
-    "CogVideoXPipeline": _stable_diffusion,
+    "PixArtAlphaPipeline": _pixart,
+    "PixArtSigmaPipeline": _pixart,
+    "SanaPipeline": _sana,
+    "AuraFlowPipeline": partial(_read, _TEXT),
+    "CogVideoXPipeline": partial(_video, _TEXT),
+    "WanPipeline": partial(_video, _TEXT),
+    "LTXPipeline": partial(_video, _MASKED),
 }
 """Pipelines whose texts `Pretrained.encode` can read."""

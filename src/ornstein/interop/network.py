@@ -39,14 +39,16 @@ class Network(nn.Module):
         self.forward_parameters: Mapping[str, inspect.Parameter] = inspect.signature(own.forward).parameters
         self.state = "sample" if "sample" in self.forward_parameters else "hidden_states"
         self.told, self.sign = convention.told, schedule.sign * convention.sign
-        self.time_scale = float(getattr(self.config, "timestep_scale", None) or 1.0)
+        scale: Any = getattr(self.config, "timestep_scale", None)
+        self.time_scale = float(scale or 1.0)
         self.required = {*self._required(), *convention.needs}
         self.check_channels()
 
     def check_channels(self) -> None:
         """Refuse networks that want more than the state, such as a mask to fill."""
-        taken, given = (getattr(self.config, name, None) for name in ("in_channels", "out_channels"))
-        if None not in (taken, given) and given not in (taken, 2 * taken):
+        config: Any = self.config
+        taken, given = (getattr(config, name, None) for name in ("in_channels", "out_channels"))
+        if taken is not None and given is not None and given not in (taken, 2 * taken):
             raise ValueError(
                 f"this network takes {taken} channels and answers {given}: it sees more than the state (an image to "
                 "fill, edit or animate). Wrap it yourself: orn.Denoiser(lambda x, t, cond: ..., process, predicts)"
@@ -75,7 +77,7 @@ class Network(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond = None) -> Tensor | dict[str, Tensor]:
         own: Any = self.module
         arguments = self.arguments(cond)
-        inputs = {self.state: self.pack(x), "timestep": self.time_scale * self.told(t), **self.places(x, arguments)}
+        inputs = {self.state: self.pack(x), "timestep": self.told(t) * self.time_scale, **self.places(x, arguments)}
         answer = self.unpack(own(**{**arguments, **inputs}, return_dict=False)[0], x)
         if answer.shape[1] == 2 * x.shape[1]:
             main, variance = answer.chunk(2, dim=1)
@@ -129,7 +131,8 @@ class FramesFirst(Network):
         config = self.config
         if not config.use_rotary_positional_embeddings:
             return {}
-        embeddings, p, p_t = require("diffusers.models.embeddings", extra="diffusers"), config.patch_size, config.patch_size_t
+        embeddings = require("diffusers.models.embeddings", extra="diffusers")
+        p, p_t = config.patch_size, config.patch_size_t
         frames, grid = x.shape[1], (x.shape[3] // p, x.shape[4] // p)
         most = (config.sample_height // p, config.sample_width // p)
         if p_t is None:
@@ -148,8 +151,9 @@ class RotaryImage(Network):
     supplied = ("image_rotary_emb",)
 
     def places(self, x: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        embeddings, config = require("diffusers.models.embeddings", extra="diffusers"), self.config
-        p = config.patch_size
+        embeddings = require("diffusers.models.embeddings", extra="diffusers")
+        config = self.config
+        p: int = config.patch_size
         grid, side = (x.shape[2] // p, x.shape[3] // p), 512 // 8 // p
         rotary = embeddings.get_2d_rotary_pos_embed(
             config.attention_head_dim, centred(grid, (side, side)), grid, device=x.device, output_type="pt"
@@ -165,7 +169,7 @@ def centred(grid: tuple[int, int], most: tuple[int, int]) -> tuple[tuple[int, in
     else:
         size = (round(width / w * h), width)
     top, left = (round((whole - part) / 2.0) for whole, part in zip(most, size, strict=True))
-    return (top, left), (top + size[0], left + size[1])
+    return (0, 0), (top + size[0], left + size[1])
 
 
 class Patches(Network):
@@ -207,7 +211,9 @@ class ShapedPatches(Patches):
     def check_channels(self) -> None:
         taken, given = self.config.in_channels, self.config.out_channels
         if given is not None and 4 * given != taken:
-            raise ValueError(f"this network takes {taken} channels and answers {4 * given}: it sees more than the state")
+            raise ValueError(
+                f"this network takes {taken} channels and answers {4 * given}: it sees more than the state"
+            )
 
     def places(self, x: Tensor, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"img_shapes": [[(1, x.shape[2] // 2, x.shape[3] // 2)]] * x.shape[0]}
@@ -251,12 +257,14 @@ class Convention:
 
     sign: -1 where the velocity points towards data.
     needs: names in cond without which it cannot run, though its signature has a default for them.
+    even: whether its pipeline lays the N times of a flow evenly from 1 to 1/N, whatever the scheduler would do.
     """
 
     told: Callable[[Tensor], Tensor] = step
     sign: float = 1.0
     needs: tuple[str, ...] = ()
     adaptor: type[Network] = field(default=Network)
+    even: bool = False
 
 
 _POOLED = (TEXT, "pooled_projections")
@@ -276,10 +284,10 @@ CONVENTIONS: dict[str, Convention] = {
     "SanaTransformer2DModel": Convention(),
     "WanTransformer3DModel": Convention(),
     "AuraFlowTransformer2DModel": Convention(unit, needs=(TEXT,)),
-    "FluxTransformer2DModel": Convention(unit, needs=_POOLED, adaptor=Patches),
-    "QwenImageTransformer2DModel": Convention(unit, needs=(TEXT,), adaptor=ShapedPatches),
-    "LTXVideoTransformer3DModel": Convention(adaptor=Cells),
-    "Lumina2Transformer2DModel": Convention(rising, -1.0),
+    "FluxTransformer2DModel": Convention(unit, needs=_POOLED, adaptor=Patches, even=True),
+    "QwenImageTransformer2DModel": Convention(unit, needs=(TEXT,), adaptor=ShapedPatches, even=True),
+    "LTXVideoTransformer3DModel": Convention(adaptor=Cells, even=True),
+    "Lumina2Transformer2DModel": Convention(rising, -1.0, even=True),
 }
 """The classes that are known, each as its own pipeline calls it. No other class is guessed at."""
 

@@ -8,27 +8,33 @@ import torch
 from torch import Tensor
 
 from ornstein.metrics._samples import flatten
+from ornstein.metrics.statistics import Statistics
 
 
-def frechet_distance(x: Tensor, y: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> float:
+def frechet_distance(
+    x: Tensor | Statistics, y: Tensor | Statistics, features: Callable[[Tensor], Tensor] | None = None
+) -> float:
     """FD = |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^{1/2}), m and C means and covariances.
 
-    The moments are those of features(x) and features(y), the covariances with n - 1. Shapes: x (n, *event),
-    y (m, *event), n, m >= 2; `features` maps a batch to (n, *feature) and is the identity (flattened pixels) if None.
-    Units: squared units of the features. Computed in float64 on the host.
+    The moments are those of features(x) and features(y), the covariances with n - 1, or the `Statistics` given in
+    place of samples, of the same features. Shapes: x (n, *event), y (m, *event), n, m >= 2; `features` maps a batch to
+    (n, *feature) and is the identity (flattened pixels) if None. Units: squared units of the features. Computed in
+    float64 on the host.
 
     The estimate is biased upwards by O(1/n + 1/m): for d features of unit covariance by about
-    (1/n + 1/m) (d + d (d + 1) / 4). Compare only figures of equal sample sizes, and beside that of two real sets.
+    (1/n + 1/m) (d + d (d + 1) / 4). Compare only figures of equal sample sizes, and beside that of two real sets;
+    `frechet_extrapolated` takes the leading term away.
 
     Errors: ValueError on different event shapes, fewer than two samples, non-finite values, or features that do not
     return one row a sample.
 
     Source: Dowson and Landau 1982; as a score of generative models, Heusel et al. 2017, arXiv:1706.08500.
     """
-    flatten(x=x, y=y)
-    first, second = (_features(features, z, name) for z, name in ((x, "x"), (y, "y")))
-    first, second = flatten(**{"features(x)" if features else "x": first, "features(y)" if features else "y": second})
-    return frechet_from_moments(first.mean(0), _cov(first), second.mean(0), _cov(second))
+    samples = {name: z for name, z in (("x", x), ("y", y)) if isinstance(z, Tensor)}
+    if samples:
+        flatten(**samples)
+    first, second = (_statistics(features, z, name) for z, name in ((x, "x"), (y, "y")))
+    return frechet_from_moments(first.mean, first.cov, second.mean, second.cov)
 
 
 def frechet_from_moments(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
@@ -53,19 +59,17 @@ def frechet_from_moments(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tenso
     return max(0.0, float(((m1 - m2) ** 2).sum() + c1.trace() + c2.trace() - 2 * overlap))
 
 
-def _features(features: Callable[[Tensor], Tensor] | None, x: Tensor, name: str) -> Tensor:
-    if features is None:
+def _statistics(features: Callable[[Tensor], Tensor] | None, x: Tensor | Statistics, name: str) -> Statistics:
+    if isinstance(x, Statistics):
         return x
+    if features is None:
+        return Statistics.of(x)
     with torch.no_grad():
         out = features(x)
     if out.ndim == 0 or len(out) != len(x):
         raise ValueError(f"features({name}) must have {len(x)} rows, one a sample; got shape {tuple(out.shape)}")
-    return out
-
-
-def _cov(x: Tensor) -> Tensor:
-    centred = x - x.mean(0)
-    return centred.T @ centred / (len(x) - 1)
+    (points,) = flatten(**{f"features({name})": out})
+    return Statistics.of(points)
 
 
 def _sqrt(cov: Tensor, name: str) -> Tensor:

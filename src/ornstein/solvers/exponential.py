@@ -92,9 +92,7 @@ def weights(t: Level, s: Level, nodes: Sequence[Level], view: View = "x0", tau: 
     return list((scale[..., None] * w).unbind(-1))
 
 
-def secant_weights(
-    t: Level, s: Level, node: Level, view: View = "x0", tau: Tau = 0.0, b: str = "bh2"
-) -> list[Tensor]:
+def secant_weights(t: Level, s: Level, node: Level, view: View = "x0", tau: Tau = 0.0, b: str = "bh2") -> list[Tensor]:
     """The published two-node rule: the integral of the slope is taken as half of B instead of exactly.
 
         w_node = B/(2 r),    w_t = (w_t + w_node of one node at t) - w_node,    r = (lambda_node - lambda_t)/h

@@ -38,8 +38,16 @@ class Moment:
     registers: Mapping[int, State]
 
 
-Hook: TypeAlias = Callable[[Moment], State | None]
-"""Called after every row; what it returns, if not None, replaces the state."""
+@dataclass(frozen=True)
+class Resample:
+    """What a hook returns to let sample i become a copy of the one at indices[i]: the state, and every register, answer
+    and noise that is still to be read."""
+
+    indices: Tensor
+
+
+Hook: TypeAlias = Callable[[Moment], "State | Resample | None"]
+"""Called after every row; what it returns, if not None, replaces the state, or all that is known of the samples."""
 
 
 @runtime_checkable
@@ -214,7 +222,11 @@ class Stepper:
         for hook in self.hooks:
             own = like(self.x, state) if level is None else self._uncentred(state, level)
             new = hook(Moment(step.row, level, rows[0].on_grid, own, registers))
-            if new is not None:
+            if isinstance(new, Resample):
+                state = [part[new.indices] for part in state]
+                slots[:] = [None if value is None else value[new.indices] for value in slots]
+                registers = {m: like(self.x, [slots[s] for s in held]) for m, held in step.live}
+            elif new is not None:
                 for part, value in zip(parts(new), state, strict=True):
                     if part.shape != value.shape:
                         raise ValueError(

@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+import torch
+
+from .._types import View
 from ..processes import Level
-from .exponential import Tau, finite, fresh_std, jump, with_noise
+from .exponential import Tau, finite, fresh_std, half_step, jump, with_noise
 from .table import Evaluation, Expression, Register, Writer
+
+_REACH = 0.6
 
 Advance: TypeAlias = Callable[[Register, Level, Level, Sequence[Evaluation]], Expression]
 """advance(x, t, s, nodes): the state at s from x at t and evaluations, those at t first."""
@@ -23,18 +28,25 @@ def multistep(
     corrector: int = 0,
     start: int = 0,
     tau: Callable[[Level], Tau] = lambda level: 0.0,
+    view: View = "x0",
 ) -> None:
     """x' = advance(x, t, s, past), e' = evaluate(x', s), x_s = advance(x, t, s, past with e').
 
     past: evaluations that the predictor looks back on, that at t included; fewer at the beginning.
     corrector: those that the corrector looks back on, 0 for none. It costs nothing: the evaluation of the predicted
         state serves it and all later steps, and the last step, which has no later one, is not corrected.
-    start: points that are begun by `begin`, so that a solver keeps the order that it is named for.
-    tau: the noise of a step, by the level that it goes to; predictor and corrector share the same numbers.
+    start: points that are begun by `begin`, so that a solver keeps the order that it is named for. Where they span more
+        than 0.6 in lambda it begins by lower orders instead: there Picard's iteration amplifies (order 3 of DEIS in 10
+        steps: an error of 3.1 against 0.013), and the order is a matter of small steps.
+    tau: the noise of a step, by the level that it goes to; predictor and corrector share the same numbers. Its standard
+        deviation depends on the view that is held in the step.
 
     Steps from and to infinite log-SNR are exact for constant x0 and are not looked back on.
     """
     levels, x = list(grid), table.state
+    for t, s in pairwise(levels):
+        if bool((torch.as_tensor(tau(s)) > 0).any()) and bool((s.t > t.t).any()):
+            raise ValueError(f"{table.solver} adds the noise of a reversed step: inversion needs tau = 0")
     if not finite(levels[0]):
         x = jump(table, x, table.evaluate(x, levels[0]), levels[1], tau(levels[1]))
         del levels[0]
@@ -43,11 +55,14 @@ def multistep(
         return  # the one step was the jump
     if data is None and len(levels) == 1:
         return
-    x, known = begin(table, x, levels[: 1 + start], advance)
+    block = levels[: 1 + start]
+    if not bool((half_step(block[0], block[-1]).abs() <= _REACH).all()):
+        block = block[:1]
+    x, known = begin(table, x, block, advance)
     levels = levels[len(known) - 1 :]
     for i, (t, s) in enumerate(pairwise(levels)):
         last = data is None and i == len(levels) - 2
-        noise = with_noise(table, Expression({}), t, s, fresh_std(t, s, tau=tau(s)))
+        noise = with_noise(table, Expression({}), t, s, fresh_std(t, s, view, tau(s)))
         value = advance(x, t, s, known[:past]) + noise
         if last:
             table.step(value, s)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from .._types import Cond, State
 from ..denoiser import BaseDenoiser, Scaling
 from ..errors import NonFiniteError
-from ..numerics.tree import check_batch, like, parts
+from ..numerics.tree import like, parts
 from ..processes import Level, ProductLevel
 from ..progress import bar
-from ..random import Noise, Seed, as_noise
+from ..random import Noise, Seed
+from .begin import begin
 from .dpm_solver import DPMSolverPP
 from .grids import Grid, LogSNR, as_grid
 from .loop import Hook, Loop, Recorder
@@ -32,18 +34,20 @@ class Samples:
     x: the samples (batch, *event), in the user's units.
     nfe: network evaluations a sample that were run, guidance branches and gradient passes counted.
     seed: what repeats the run; a generator that was given has moved on.
-    table: what was run.
+    table: what was run, None for samplers that are none.
     trajectory: if asked for, the states at all points of the grid, (steps + 1, batch, *event), in the user's units.
     error: where the table carries an embedded estimate, each sample's distance to the exact flow, (batch,): the root
         mean square over the event, in the user's units.
+    reason: where a tolerance was asked for and not reached, why.
     """
 
     x: State
     nfe: int
     seed: Any
-    table: Table | ProductTable
+    table: Table | ProductTable | None
     trajectory: State | None = None
     error: State | None = None
+    reason: str | None = None
 
 
 def sample(
@@ -54,6 +58,7 @@ def sample(
     grid: Grid | Level | ProductLevel | Tensor | Sequence[float] | None = None,
     steps: int | None = None,
     nfe: int | None = None,
+    tol: float | None = None,
     table: Table | ProductTable | None = None,
     x_init: State | None = None,
     cond: Cond = None,
@@ -75,6 +80,10 @@ def sample(
         solver: what compiles the table (default DPM-Solver++ of order 2); one a component for a product process.
         grid: a grid (default `LogSNR()`), or its times from first to last.
         steps, nfe: the number of steps (default 20), or a budget of evaluations to stay within.
+        tol: the distance to the exact flow, a root mean square over the event in the user's units, that nine samples in
+            ten are to keep by estimate: the steps are doubled until they do, within the budget `nfe` (default 1000).
+            The estimate is `error`, all evaluations are counted; where the budget does not reach the tolerance,
+            `reason` says so and a warning is given. See `choose_steps`.
         table: a compiled table, instead of solver, grid and steps.
         x_init: the state at the table's first time, in model units.
         cond: any nest of tensors with the batch as their first axis.
@@ -91,8 +100,17 @@ def sample(
         ValueError: for shapes, conditions, grids, tables or budgets that do not fit, before anything runs.
         NonFiniteError: if the result is not finite; the run is replayed with the same noise to name the step.
     """
-    if not all(isinstance(part, Tensor) for part in parts(x_init)) and x_init is not None:
-        raise ValueError(f"x_init is a tensor, or a named tuple of tensors: got {type(x_init).__name__}")
+    if tol is not None:
+        from .error import choose_steps  # which runs this
+
+        if steps is not None or table is not None or recorder is not None:
+            raise ValueError("tol chooses the steps: give it with nfe, a budget, but not with steps, table or recorder")
+        own = {"x_init": x_init, "cond": cond, "seed": seed, "dtype": dtype, "device": device, "hooks": hooks}
+        own |= {"trajectory": trajectory, "differentiable": differentiable, "progress": progress, "debug": debug}
+        chosen = choose_steps(denoiser, shape, tol=tol, solver=solver, grid=grid, max_nfe=nfe or 1_000, **own)
+        if chosen.reason is not None:
+            warnings.warn(chosen.reason, stacklevel=2)
+        return replace(chosen.samples, reason=chosen.reason)
     if table is None:
         solver, make = solver or DPMSolverPP(), as_grid(LogSNR() if grid is None else grid, denoiser.process)
         if steps is not None and nfe is not None:
@@ -107,27 +125,11 @@ def sample(
     else:
         table.check_process(denoiser.process)
 
-    first = parts(x_init)[0] if x_init is not None else next(iter(denoiser.parameters()), None)
-    dtype = dtype or (torch.get_default_dtype() if first is None else first.dtype)
-    device = device or ("cpu" if first is None else first.device)
-    shapes = _shapes(shape, x_init)
-    batch = parts(shapes)[0][0] if hasattr(shapes, "_fields") else shapes[0]
-    check_batch(cond, batch)
-    if not dtype.is_floating_point:
-        raise ValueError(f"a state is of floating point: got {dtype}")
+    start, noise = begin(denoiser, shape, x_init, table.start.t, cond, seed, dtype, device)
+    batch = len(parts(start)[0])
     if table.start.shape not in ((), (1,), (batch,)):
         raise ValueError(f"the grid has times for {len(table.start)} samples, the batch is {batch}")
-    if x_init is None and float(table.start.t.min()) < 1:
-        raise ValueError(f"the grid starts at t = {float(table.start.t.min()):.4g}: give x_init, the state there")
-    noise = as_noise(seed, batch=batch, dtype=dtype, device=device)
-
-    def begin() -> State:
-        noise.rewind()
-        if x_init is None:
-            return denoiser.process.prior(shapes, seed=noise, cond=cond)
-        return like(x_init, [part.to(device=device, dtype=dtype) for part in parts(x_init)])
-
-    start, kept = begin(), list[State]()
+    kept = list[State]()
     if trajectory:
         kept.append(start)
         hooks = (*hooks, lambda moment: kept.append(moment.x) if moment.on_grid else None)
@@ -137,7 +139,7 @@ def sample(
         with bar(table.steps, "sampling", show) as tick:
             x = loop.run(noise, debug=debug, tick=tick if show else None)
         if not all(bool(part.isfinite().all()) for part in parts(x)):
-            loop.x = begin()
+            loop.x, _ = begin(denoiser, shape, x_init, table.start.t, cond, noise, dtype, device)
             loop.run(noise, debug=True)
             raise NonFiniteError(
                 "the samples are not finite, but a replay with the same noise is: the network or a hook is random"
@@ -152,22 +154,6 @@ def sample(
             rms = [(part * std.to(part)).flatten(1).square().mean(1).sqrt() for part in loop.error]
             error = like(x, rms)
         return Samples(like(x, [decode(part) for part in parts(x)]), loop.nfe, noise.seed, table, path, error)
-
-
-def _shapes(shape: Any, x_init: State | None) -> Any:
-    if x_init is None:
-        if shape is None:
-            raise ValueError("give the shape (batch, *event) of the samples, or x_init")
-        for part in shape if hasattr(shape, "_fields") else (shape,):
-            if not isinstance(part, (tuple, list)) or not part or not all(isinstance(n, int) and n >= 0 for n in part):
-                raise ValueError(f"a shape is (batch, *event), whole numbers, one such for each component: got {shape}")
-        return shape if hasattr(shape, "_fields") else tuple(shape)
-    own = like(x_init, [tuple(part.shape) for part in parts(x_init)])
-    if len({part.shape[0] for part in parts(x_init)}) > 1:
-        raise ValueError(f"the components of x_init have different batches: {own}")
-    if shape is not None and own != (shape if hasattr(shape, "_fields") else tuple(shape)):
-        raise ValueError(f"x_init has shape {own}, but shape={shape}")
-    return own
 
 
 @contextmanager

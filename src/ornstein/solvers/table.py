@@ -468,7 +468,7 @@ class Writer:
     def noise(self, start: Level, end: Level) -> Gaussian:
         """Fresh standard normal numbers for the interval between two levels, on the clock SNR = alpha^2/sigma^2.
 
-        The exact noise of a step whose x0 is constant is an increment of a Brownian motion on this clock: x alpha/sigma^2
+        The exact noise of a step with constant x0 is an increment of a Brownian motion on this clock: x alpha/sigma^2
         gathers the variance SNR_s - SNR_t. So one path serves all solvers and step counts.
         """
         self._noises.append(Interval("snr", *(_times(level.log_snr.exp()) for level in (start, end))))
