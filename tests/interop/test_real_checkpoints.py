@@ -12,8 +12,8 @@ import real_checkpoints
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random DDPM of 8 x 8 pixels, as `save_pretrained` writes it. It predicts x0, and weakly depends on the state, so
-    that its flow has an end as that of a trained model does: net(x, 0) is near one x0 for all x."""
+    """A random DDPM of 8 x 8 pixels, as `save_pretrained` writes it. It predicts x0, and weakly depends on the state,
+    so that its flow has an end as that of a trained model does: net(x, 0) is near one x0 for all x."""
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
         sample_size=8,
@@ -73,6 +73,22 @@ def test_a_checkpoint_is_judged_and_resumed(folder, tmp_path, capsys):
     assert again["distances"] == before.pop("ours-unipc-10")["distances"]
     assert after == before  # seconds too: nothing else ran
     assert "10 steps" in capsys.readouterr().out
+
+
+def test_every_run_begins_with_the_noise_of_its_seeds(folder):
+    """The network first sees one noise a seed: the same for each sampler, number of steps and number of seeds; and what
+    it is asked after that is the run's own scheduler's."""
+    pipe = real_checkpoints.orn.load(folder).pipeline
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda net, arguments: seen.append(arguments))
+    expected = [torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    for run, seeds in zip(real_checkpoints.plan(pipe.scheduler, [4, 6], 8), (3, 2, 3, 2, 3, 2, 3, 2), strict=True):
+        seen.clear()
+        real_checkpoints.sample(pipe, run, seeds)
+        assert torch.equal(seen[0][0], torch.cat(expected[:seeds]))
+        assert [float(t) for _, t in seen] == run.scheduler.timesteps.tolist()
+        assert len(seen) == run.steps
 
 
 def test_results_of_other_settings_are_not_mixed(folder, tmp_path, capsys):

@@ -470,7 +470,7 @@ def hunyuandit(solver):
     )  # fmt: skip
 
 
-def wan(solver):
+def wan(solver, by_token=False):
     net = seeded(
         WanTransformer3DModel,
         num_attention_heads=2,
@@ -494,12 +494,12 @@ def wan(solver):
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
-    pipe = WanPipeline(tokenizer(), t5(), coder, scheduler, net)
+    pipe = WanPipeline(tokenizer(), t5(), coder, scheduler, net, expand_timesteps=by_token)
     call = {"prompt": ["a red cat", "dog"], "height": 32, "width": 32, "num_frames": 5}
     return case(pipe, normal(2, 16, 2, 4, 4), solver, call=call, whole=True)
 
 
-def ltx(solver):
+def ltx(solver, told=False):
     net = seeded(
         LTXVideoTransformer3DModel,
         in_channels=8,
@@ -526,6 +526,7 @@ def ltx(solver):
         patch_size_t=1,
         encoder_causal=True,
         decoder_causal=False,
+        timestep_conditioning=told,
     )
     coder.latents_mean.copy_(normal(8))
     coder.latents_std.copy_(normal(8, seed=6).exp())

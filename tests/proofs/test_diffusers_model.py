@@ -58,12 +58,12 @@ def solvers() -> dict[str, orn.Solver]:
     kinds = {
         name: kind
         for name, kind in vars(orn.solvers).items()
-        if inspect.isclass(kind) and issubclass(kind, orn.Solver) and not hasattr(kind, "calibrate")
+        if inspect.isclass(kind) and issubclass(kind, orn.Solver) and not inspect.isabstract(kind)
     }
     made = {}
     for name, kind in kinds.items():
         parameters = inspect.signature(kind).parameters.values()
-        if all(p.default is not inspect.Parameter.empty for p in parameters):
+        if all(p.default is not inspect.Parameter.empty for p in parameters) and not hasattr(kind, "calibrate"):
             made[name] = kind()
     return made
 

@@ -74,7 +74,11 @@ class Pretrained(Denoiser):
         return known and any(getattr(pipeline, name, None) is not None for name in encoders)
 
     def encode(self, prompt: str | Sequence[str]) -> dict[str, Tensor]:
-        """cond for texts, by the text encoders of the model's pipeline: one row a text."""
+        """cond for texts, by the text encoders of the model's pipeline: one row a text.
+
+        Sizes are those of the model's own resolution, and the guidance of a distilled model is 3.5: both are entries of
+        the mapping, and may be replaced. Raises ValueError where there are no text encoders.
+        """
         if not self._reads_texts:
             kind = "no pipeline" if self.pipeline is None else f"a {type(self.pipeline).__name__}"
             raise ValueError(
@@ -180,17 +184,19 @@ def _network_in(pipeline: Any) -> Any:
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if network is None:
         raise ValueError(f"{type(pipeline).__name__} has no unet or transformer: is it a diffusion model?")
-    for name in ("boundary_ratio", "expand_timesteps"):
-        if getattr(pipeline.config, name, None):
-            raise ValueError(
-                f"{type(pipeline).__name__} with {name}={getattr(pipeline.config, name)!r} is more than one network "
-                "told one time: load its networks one by one, orn.load(pipe.transformer, scheduler=pipe.scheduler)"
-            )
+    boundary = getattr(pipeline.config, "boundary_ratio", None)
+    if boundary is not None:
+        raise ValueError(
+            f"{type(pipeline).__name__} with boundary_ratio={boundary} has two networks, for times above and below: "
+            "load them one by one, orn.load(pipe.transformer, scheduler=pipe.scheduler)"
+        )
     return network
 
 
 def _codec(pipeline: Any, network: nn.Module, schedule: Schedule) -> Codec | None:
     kind = class_of(network)
+    if getattr(pipeline, "vocoder", None) is not None:
+        return None  # sound leaves as latents
     for name in ("vae", "vqvae", "movq"):
         if getattr(pipeline, name, None) is not None:
             return Autoencoder(

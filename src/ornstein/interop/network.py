@@ -169,7 +169,7 @@ def centred(grid: tuple[int, int], most: tuple[int, int]) -> tuple[tuple[int, in
     else:
         size = (round(width / w * h), width)
     top, left = (round((whole - part) / 2.0) for whole, part in zip(most, size, strict=True))
-    return (0, 0), (top + size[0], left + size[1])
+    return (top, left), (top + size[0], left + size[1])
 
 
 class Patches(Network):
@@ -271,9 +271,6 @@ _POOLED = (TEXT, "pooled_projections")
 CONVENTIONS: dict[str, Convention] = {
     "UNet2DModel": Convention(),
     "UNet2DConditionModel": Convention(),
-    "UNet3DConditionModel": Convention(),
-    "Kandinsky3UNet": Convention(needs=(TEXT, "encoder_attention_mask")),
-    "AudioLDM2UNet2DConditionModel": Convention(needs=("encoder_hidden_states_1",)),
     "DiTTransformer2DModel": Convention(needs=("class_labels",)),
     "PixArtTransformer2DModel": Convention(needs=(TEXT,)),
     "HunyuanDiT2DModel": Convention(
@@ -289,7 +286,8 @@ CONVENTIONS: dict[str, Convention] = {
     "LTXVideoTransformer3DModel": Convention(adaptor=Cells, even=True),
     "Lumina2Transformer2DModel": Convention(rising, -1.0, even=True),
 }
-"""The classes that are known, each as its own pipeline calls it. No other class is guessed at."""
+"""The classes that are known, each proven against its own pipeline. No other class of diffusers' is guessed at; a class
+of the user's own that is called as a UNet2DModel is (sample, timestep) is taken to be trained like one."""
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -303,9 +301,15 @@ def class_of(module: nn.Module) -> str | None:
     return next((kind.__name__ for kind in type(plain(module)).__mro__ if kind.__name__ in CONVENTIONS), None)
 
 
+def _own(module: nn.Module) -> bool:
+    """Whether it is a class of the user's, called as diffusers' first networks are."""
+    theirs = type(module).__module__.startswith("diffusers.")
+    return not theirs and {"sample", "timestep"} <= set(inspect.signature(module.forward).parameters)
+
+
 def network_of(module: nn.Module, schedule: Schedule) -> Network:
     """The adaptor for a network."""
-    name = class_of(module)
+    name = class_of(module) or ("UNet2DModel" if _own(plain(module)) else None)
     if name is None:
         raise ValueError(
             f"{type(plain(module)).__name__} is no denoising network whose conventions are known: those are "

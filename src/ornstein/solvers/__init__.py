@@ -30,7 +30,7 @@ from .particles import ParticleFilter, Particles, particle_filter, resample
 from .pndm import PNDM
 from .restart import Restart
 from .reverse_sde import EulerMaruyama, StochasticHeun
-from .runge_kutta import RK4, Kutta3, Midpoint, Ralston, RungeKutta
+from .runge_kutta import RK4, Kutta3, Midpoint, Ralston
 from .sa_solver import SASolver
 from .sample import Samples, sample
 from .schedule_search import Calibrated, cheapest_paths, jump_costs
@@ -97,7 +97,6 @@ __all__ = [
     "Resample",
     "Response",
     "Restart",
-    "RungeKutta",
     "SASolver",
     "SDEDPMSolverPP",
     "Samples",

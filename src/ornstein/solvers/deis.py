@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..numerics.quadrature import between, lagrange
 from ..processes import Level
-from .exponential import combine, finite, jump
+from .euler import Euler
+from .exponential import combine
+from .heun import Heun
 from .multistep import multistep
+from .runge_kutta import RK4, Kutta3, RungeKutta
 from .solver import Solver
 from .table import Evaluation, Expression, Register, Writer
 
 _RULE = 32  # points of the Gauss-Legendre rule: exact for the polynomials of rho, to rounding for those of t
 
-RUNGE_KUTTA: dict[int, tuple[tuple[float, ...], ...]] = {  # the rows of each stage, and last those of the step
-    0: ((1,),),
-    1: ((1,), (1 / 2, 1 / 2)),
-    2: ((1 / 2,), (-1, 2), (1 / 6, 2 / 3, 1 / 6)),
-    3: ((1 / 2,), (0, 1 / 2), (0, 0, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-}
+RUNGE_KUTTA: dict[int, RungeKutta] = {0: Euler("sigma"), 1: Heun(), 2: Kutta3(), 3: RK4()}
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class DEIS(Solver):
     method:
         "tAB"   the noise extrapolated through the last `order` + 1 evaluations by a polynomial in t,
         "rhoAB" in rho, "lambdaAB" in log rho (which is `DPMSolver`, multistep, with exact integrals),
-        "rhoRK" no past: Runge-Kutta of order + 1 stages in rho, Heun's, Kutta's and the classical method.
+        "rhoRK" no past: Runge-Kutta of order + 1 stages in rho, which are `Heun`, `Kutta3` and `RK4`.
 
     The weights alpha_s int l_j d rho of the Lagrange polynomials l_j come from Gauss-Legendre quadrature in rho. order
     0 is DDIM; order r has order r + 1 of convergence. start: with "matched" orders 2 and 3 begin, where the steps are
@@ -61,7 +58,7 @@ class DEIS(Solver):
 
     def write(self, table: Writer, grid: Level) -> None:
         if self.method == "rhoRK":
-            return self._runge_kutta(table, grid)
+            return RUNGE_KUTTA[self.order].write(table, grid)
 
         def advance(x: Register, t: Level, s: Level, nodes: Sequence[Evaluation]) -> Expression:
             return combine(x, t, s, self._weights(table, t, s, [node.level for node in nodes]), nodes, "noise")
@@ -77,28 +74,6 @@ class DEIS(Solver):
         own = torch.stack([clock(table, _rho(node)) for node in nodes], -1)
         integrals = (lagrange(clock(table, rho), own) * measure[..., None]).sum(-2)
         return list((s.alpha[..., None] * integrals).unbind(-1))
-
-    def _runge_kutta(self, table: Writer, grid: Level) -> None:
-        x = table.state
-        for t, s in pairwise(grid):
-            nodes = [table.evaluate(x, t)]
-            if not (finite(t) and finite(s)):
-                x = jump(table, x, nodes[0], s)
-                continue
-            *stages, last = RUNGE_KUTTA[self.order]
-            for row in stages:
-                c = sum(row)
-                level = s if c == 1 else table.level(_time(table, _rho(t) + c * (_rho(s) - _rho(t))))
-                stage = table.register(_rk_row(x, t, s, level, row, nodes), level)
-                nodes.append(table.evaluate(stage, level))
-            x = table.step(_rk_row(x, t, s, s, last, nodes), s)
-
-
-def _rk_row(
-    x: Register, t: Level, s: Level, level: Level, row: Sequence[float], nodes: Sequence[Evaluation]
-) -> Expression:
-    """The state at `level` on the way from t to s: x/alpha moves by (rho_s - rho_t) sum_j row_j noise(node_j)."""
-    return combine(x, t, level, [a * level.alpha * (_rho(s) - _rho(t)) for a in row], nodes, "noise")
 
 
 def _rho(level: Level) -> Tensor:
