@@ -114,7 +114,7 @@ def swap(name: str, **options: Any) -> Make:
     return lambda published: getattr(diffusers, name).from_config(published.config, **options)
 
 
-def ours(solver: orn.Solver, grid: orn.Grid | None = None) -> Make:
+def ours(solver: orn.Solver, grid: orn.Grid | str = "published") -> Make:
     return lambda published: OrnsteinScheduler.from_config(published, solver=solver, grid=grid)
 
 
@@ -345,7 +345,8 @@ def plot(rows: list[dict[str, Any]]) -> None:
                 ]
                 bold = method.startswith("ours")
                 axis.plot(
-                    [r["steps"] for r in own], [r["error"] for r in own], marker="osD^vP*Xhd<"[k], color=f"C{k}",
+                    [r["steps"] for r in own], [r["error"] for r in own], marker="osD^vP*Xhd<"[k],
+                    color=f"C{k}" if k < 10 else "black",
                     label=method, lw=2.5 if bold else 1.2, zorder=3 if bold else 2,
                 )  # fmt: skip
             axis.set(xscale="log", yscale="log", title=f"{case}, {world}")

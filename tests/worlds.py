@@ -1,6 +1,7 @@
 """Worlds, processes and oracles that several tests share."""
 
 import math
+import re
 
 import torch
 
@@ -26,3 +27,8 @@ def at(process: orn.GaussianProcess, level: orn.Level, world: orn.exact.Gaussian
     """States of the world under the process at a level, and nothing else known about them."""
     x0 = world.sample(n, seed=seed).to(F64)
     return process.corrupt(x0, level, noise=normal(*x0.shape, seed=seed + 1)).x
+
+
+def name(thing: object) -> str:
+    """The repr of a test's parameter without addresses, which differ from one process to the next."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))

@@ -82,11 +82,11 @@ def test_the_same_formula_and_times_give_what_diffusers_gives(theirs, solver):
     ring's flow stretches that by up to 30 where modes part. A relative of the method, or other times, misses by
     0.01 and more (the last assertion)."""
     unet = ExactUNet(config(theirs))
-    ours = OrnsteinScheduler.from_config(theirs, solver=solver)
+    ours = OrnsteinScheduler.from_config(theirs, solver=solver, grid="published")
     for steps in (10, 20):
         a, b = run(unet, ours, steps, noise()), run(unet, theirs, steps, noise())
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
-    other = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=3, start="published"))
+    other = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=3, start="published"), grid="published")
     assert float((run(unet, other, 10, noise()) - run(unet, theirs, 10, noise())).abs().max()) > 1e-3
 
 
@@ -109,7 +109,7 @@ def test_where_theirs_tells_the_network_a_rounded_time(theirs, told):
         def answer(self, x, t):
             return super().answer(x, told(torch.as_tensor(t, dtype=F64) + 1e-6))
 
-    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2))
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2), grid="published")
     exact, rounded = ExactUNet(config(theirs)), Rounded(config(theirs))
     torch.testing.assert_close(run(rounded, ours, 10, noise()), run(rounded, theirs, 10, noise()), rtol=0, atol=2e-5)
     assert float((run(exact, ours, 10, noise()) - run(exact, theirs, 10, noise())).abs().max()) > 1e-3
@@ -119,7 +119,7 @@ def test_where_theirs_clips_half():
     """A known difference: DDIM there clips x0 and keeps the noise of the unclipped one, two answers that contradict
     each other, unless it is told `use_clipped_model_output`. Ours has one answer."""
     theirs = DDIMScheduler(clip_sample=True)
-    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM(), grid="published")
     ends = {}
     for clipped in (True, False):
         theirs.set_timesteps(10)
@@ -135,7 +135,7 @@ def test_where_theirs_clips_half():
 def test_where_theirs_ends_twice():
     """A known fault: DEIS with Karras sigmas repeats its last sigma, and that step is 0/0."""
     theirs = DEISMultistepScheduler(use_karras_sigmas=True)
-    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DDIM(), grid="published")
     unet = ExactUNet(config(theirs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -178,7 +178,7 @@ def test_half_precision_is_carried_in_float32():
     """Ten steps in bfloat16 states would each round by 2^-9; only the last rounding is left."""
     theirs = FlowMatchEulerDiscreteScheduler()
     unet = ExactUNet(config(theirs))
-    ours = OrnsteinScheduler.from_config(theirs, solver=orn.Euler())
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.Euler(), grid="published")
     fine, half = run(unet, ours, 50, noise()), run(unet, ours, 50, noise().bfloat16())
     assert half.dtype == torch.bfloat16
     start = noise().bfloat16().double()
@@ -191,7 +191,7 @@ def test_a_changed_sample_is_taken():
     theirs = DDIMScheduler(clip_sample=False)
     unet = ExactUNet(config(theirs))
     ends = []
-    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())):
+    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DDIM(), grid="published")):
         scheduler.set_timesteps(10)
         x = noise()
         for i, t in enumerate(scheduler.timesteps):
@@ -208,7 +208,7 @@ def test_image_to_image_begins_in_the_middle(set_begin):
     theirs = DPMSolverMultistepScheduler()
     unet = ExactUNet(config(theirs))
     ends = []
-    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2))):
+    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2), grid="published")):
         scheduler.set_timesteps(12)
         times = scheduler.timesteps[5 * scheduler.order :]
         if set_begin:
@@ -228,7 +228,7 @@ def test_noise_is_added_as_the_process_does():
     torch.testing.assert_close(ours.add_noise(x, z, t), theirs.add_noise(x, z, t), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ours.get_velocity(x, z, t), theirs.get_velocity(x, z, t), rtol=1e-6, atol=1e-6)
     flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler())
+    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler(), grid="published")
     for scheduler in (flow, own):
         scheduler.set_timesteps(10)
     at = flow.timesteps[3:4].repeat(4)
@@ -241,7 +241,7 @@ def test_given_timesteps_and_sigmas():
     """Lists that a pipeline passes: timesteps of a discrete model; sigmas of a flow before its shift; of a model in
     the frame x/alpha with their last 0."""
     theirs = EulerDiscreteScheduler()
-    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM())
+    unet, ours = ExactUNet(config(theirs)), OrnsteinScheduler.from_config(theirs, solver=orn.DDIM(), grid="published")
     ours.set_timesteps(timesteps=[999, 500, 100])
     assert ours.timesteps.tolist() == [999, 500, 100]
     sigmas = [30.0, 5.0, 1.0, 0.1, 0.0]
@@ -254,7 +254,7 @@ def test_given_timesteps_and_sigmas():
         ends.append(x)
     torch.testing.assert_close(*ends, rtol=0, atol=1e-4)
     flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler())
+    own = OrnsteinScheduler.from_config(flow, solver=orn.Euler(), grid="published")
     for scheduler in (flow, own):
         scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.3], mu=0.8)
     torch.testing.assert_close(own.timesteps.double(), flow.timesteps.double(), rtol=1e-6, atol=1e-4)
@@ -306,7 +306,7 @@ def test_a_saved_pipeline_comes_back_with_it(tmp_path):
 
 
 def stepped(*indices, **options):
-    ours = OrnsteinScheduler.from_config(DDIMScheduler(clip_sample=False), solver=orn.DDIM())
+    ours = OrnsteinScheduler.from_config(DDIMScheduler(clip_sample=False), solver=orn.DDIM(), grid="published")
     ours.set_timesteps(3)
     x = noise(2)
     for i in indices:
@@ -348,3 +348,14 @@ def stepped(*indices, **options):
 def test_out_of_order_and_out_of_range(use, error, message):
     with pytest.raises(error, match=message):
         use()
+
+
+def test_the_default_grid_is_ours_whatever_a_pipeline_passes():
+    """LogSNR, also for pipelines that hand their own sigmas to the scheduler; given timesteps are followed."""
+    flow = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    ours = OrnsteinScheduler.from_config(flow)
+    ours.set_timesteps(sigmas=[1.0, 0.6, 0.3], mu=0.8)
+    expected = orn.LogSNR()(orn.Flow(), steps=3)
+    torch.testing.assert_close(ours.sigmas.double(), expected.t, rtol=1e-6, atol=1e-7)
+    ours.set_timesteps(timesteps=[1000.0, 500.0])
+    assert ours.timesteps.tolist() == [1000.0, 500.0]

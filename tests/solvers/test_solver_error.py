@@ -132,7 +132,7 @@ def test_choose_steps():
     x, truth = start_and_truth("ring", process)
     steps = []
     for tol in (0.1, 0.02, 0.004):
-        found = choose_steps(world.denoiser(process), x_init=x, tol=tol)
+        found = choose_steps(world.denoiser(process), x_init=x, tol=tol, solver=orn.DPMSolverPP())
         distance = (found.samples.x - truth).square().mean(1).sqrt()
         assert found.reason is None
         assert found.error <= tol
@@ -141,7 +141,7 @@ def test_choose_steps():
         steps.append(found.steps)
         assert found.samples.nfe == sum(5 * 2**k for k in range(10) if 5 * 2**k <= found.steps)
     assert steps == sorted(set(steps))
-    short = choose_steps(world.denoiser(process), x_init=x, tol=1e-7, max_nfe=200)
+    short = choose_steps(world.denoiser(process), x_init=x, tol=1e-7, max_nfe=200, solver=orn.DPMSolverPP())
     assert short.samples.nfe <= 200
     assert short.steps == 80
     assert "about" in short.reason

@@ -22,7 +22,7 @@ from ornstein.solvers import (
     UniPC,
 )
 from ornstein.solvers.exponential import fresh_std, half_step, moments, secant_weights, transfer, weights
-from worlds import F64, at, normal, ring
+from worlds import F64, at, name, normal, ring
 
 WORLD = ring()
 PROCESSES = [orn.VP(), orn.EDM(), orn.Flow()]
@@ -251,7 +251,7 @@ def test_stochastic_methods_under_several_names():
 # ---- ends, budgets, directions
 
 
-@pytest.mark.parametrize("solver", [*ODE, *SDE], ids=lambda s: repr(s)[:90])
+@pytest.mark.parametrize("solver", [*ODE, *SDE], ids=name[:90])
 def test_few_steps_on_full_grids_keep_a_point_mass(solver):
     """x0 constant: from pure noise to data in 1 to 4 steps the law is exact, N(alpha_s m, sigma_s^2) and at
     data m. (Noise extrapolated in rho over steps of e^2 has weights near 1e4, which leave 1e-8.)"""
@@ -286,7 +286,7 @@ def test_few_steps_on_full_grids_keep_a_point_mass(solver):
         (DEIS(order=3, method="rhoRK"), 237),
         (SASolver(), 60),
     ],
-    ids=repr,
+    ids=name,
 )
 def test_evaluations_of_sixty_steps_to_data(solver, nfe):
     """Correction is free and a matched start of order q costs (q - 2)(q - 3) more; the last step to data is one. Where
@@ -301,7 +301,7 @@ def test_evaluations_of_sixty_steps_to_data(solver, nfe):
     "solver",
     [DPMSolver(order=3), DPMSolverPP(order=2, mode="singlestep"), UniPC(), DEIS(order=2), DEIS(order=1, method="rhoRK"),
      SASolver(predictor=2, corrector=2, tau=0.0)],
-    ids=repr,
+    ids=name,
 )  # fmt: skip
 def test_rising_grids_invert_the_flow(solver):
     process, falling = orn.VP(), INSIDE(orn.VP(), steps=60)
@@ -314,7 +314,7 @@ def test_rising_grids_invert_the_flow(solver):
     assert float((ddim - truth).norm(dim=1).median()) > 5e-3
 
 
-@pytest.mark.parametrize("solver", ODE, ids=repr)
+@pytest.mark.parametrize("solver", ODE, ids=name)
 def test_rising_to_pure_noise_keeps_a_point_mass(solver):
     """The last step, to alpha = 0, has an infinite log-SNR too: x = sigma noise, exactly."""
     process = orn.Flow()
@@ -336,14 +336,14 @@ def test_inversion_from_data_needs_noise_at_data():
         assert float((out - plain).norm(dim=1).median()) < 0.5
 
 
-@pytest.mark.parametrize("solver", SDE, ids=repr)
+@pytest.mark.parametrize("solver", SDE, ids=name)
 def test_noise_is_not_added_going_up(solver):
     process = orn.VP()
     with pytest.raises(ValueError, match="inversion needs tau = 0"):
         solver.compile(process, process.level(INSIDE(process, steps=5).t.flip(0)))
 
 
-@pytest.mark.parametrize("solver", [s for s in [*ODE, *SDE] if repr(s).count("3") or repr(s).count("2")], ids=repr)
+@pytest.mark.parametrize("solver", [s for s in [*ODE, *SDE] if "3" in name(s) or "2" in name(s)], ids=name)
 def test_times_of_their_own_for_each_sample(solver):
     """Two samples with grids of their own in one run are what they are alone (noise left out by its seeds)."""
     process = orn.VP()

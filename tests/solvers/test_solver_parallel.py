@@ -6,7 +6,7 @@ from torch import nn
 
 import ornstein as orn
 from ornstein.solvers import DDIM, Heun, sample_parallel
-from worlds import F64, normal, ring
+from worlds import F64, name, normal, ring
 
 WORLD = ring()
 
@@ -27,8 +27,8 @@ class Moved(orn.solvers.Solver):
 SOLVERS = [DDIM(), DDIM(eta=1.0), DDIM(eta=0.5), orn.DPMSolverPP(order=3), Heun(), orn.solvers.UniPC(), Moved()]
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-@pytest.mark.parametrize("way", [{}, {"window": 5}, {"window": 6, "block": 2}, {"block": 1}], ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS, ids=name)
+@pytest.mark.parametrize("way", [{}, {"window": 5}, {"window": 6, "block": 2}, {"block": 1}], ids=name)
 def test_the_limit_is_the_sequential_answer(solver, way):
     """tol = 0: equal to rounding for every table, stochastic and adaptive ones too, in at most one round for each
     evaluation; one sweep of block 1 is sampling in sequence, with as many rounds and evaluations."""

@@ -1,4 +1,4 @@
-"""Epsilon scaling: the predicted noise made smaller by a little."""
+"""Epsilon scaling: the predicted noise divided by a little more or less than one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from .wrapped import Wrapped
 class EpsilonScaling(Wrapped):
     """noise'(x, t) = noise(x, t) / lambda(t),    lambda(t) = k t + b
 
-    A sampler feeds the network its own errors, so its states are noisier than those of training and the predicted noise
-    too large (see `exposure_bias`); a lambda a little above 1 takes the surplus back. In the model's own view, with
-    view = c_x (x - shift) + c_n noise, it is  view' = view/lambda + (1 - 1/lambda) c_x (x - shift). lambda = 1 is the
-    model. A level with alpha = 0, where x is noise and nothing else, is left alone.
+    lambda > 1 removes less noise, so samples spread wider: with N(0, c^2) data the flow from sigma/alpha = S ends with a
+    standard deviation larger by ((c^2 + S^2)/c^2)^((1 - 1/lambda)/2). It so repairs models and samplers whose samples
+    are too narrow; where they are too wide, lambda < 1 does. `exposure_bias` tells which. (The paper says that lambda > 1
+    repairs states that are too noisy; on Gaussians it has the opposite effect.)
+
+    In the model's own view, with view = c_x (x - shift) + c_n noise, it is view' = view/lambda + (1 - 1/lambda) c_x
+    (x - shift). lambda = 1 is the model. A level with alpha = 0, where x is noise and nothing else, is left alone.
 
     Args:
         model: the denoiser to correct.

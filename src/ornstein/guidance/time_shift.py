@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._types import Cond
+from .._types import Cond, View
 from ..denoiser import BaseDenoiser, Call
 from ..prediction import heads_of
 from ..processes import GaussianProcess, Level
@@ -17,23 +18,25 @@ from .wrapped import Wrapped
 
 
 class TimeShift(Wrapped):
-    """noise'(x, t) = noise(x, t_s),    t_s = argmin over |tau - t| <= window/2 of |var(x) - v(tau)|
+    """x0'(x, t) = x0(x, t_s),    t_s = argmin over |tau - t| <= window/2 of |var(x) - v(tau)|
 
     v(tau) = alpha(tau)^2 data_variance + sigma(tau)^2, and var(x) is the variance over the event of each sample. A
     sampler's state that is noisier than its level says is so denoised at the level where it belongs. Times at or below
-    `cutoff` are left alone: near data the variance says little about the noise.
+    `cutoff` are left alone.
 
-    With data_variance = 0 this is the paper's rule, which compares the variance of the whole state with that of its
-    noise alone, and so errs by alpha^2 times the variance of the data even where nothing is wrong. With the variance of
-    the data the shift is zero for exact marginals to sampling error: var(x) of d independent entries deviates by
-    v sqrt(2/d), which moves t_s by v sqrt(2/d)/|v'|: the event should be large.
+    The published rule is data_variance=0, keeps="noise". It compares the variance of the whole state with that of its
+    noise alone, and so errs by alpha^2 times the data's variance where nothing is wrong; and it carries over the noise
+    found at t_s, of amplitude sigma(t_s), as if it were of amplitude sigma(t), which leaves the surplus in x0. With the
+    variance of the data the shift is zero for exact marginals, to sampling error: var(x) of d independent entries
+    deviates by v sqrt(2/d), which moves t_s by v sqrt(2/d)/|v'|, so the event should be large.
 
     Args:
         model: the denoiser.
+        data_variance: of the entries of one event of the data, on average, in model units.
         window: width of the interval of times around t.
         cutoff: times above it are shifted.
-        data_variance: of the data's entries, in model units.
         candidates: times tried in the window, t itself among them (so an odd number).
+        keeps: the view that is carried over from t_s to t, "x0" or "noise".
 
     Source: Li, Qu, Yao, Sun, Moens 2023, "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted
     Time Steps" (2305.15583), algorithm 3.
@@ -42,10 +45,12 @@ class TimeShift(Wrapped):
     def __init__(
         self,
         model: BaseDenoiser,
-        window: float = 0.1,
-        cutoff: float = 0.2,
-        data_variance: float = 0.0,
+        data_variance: float,
+        *,
+        window: float = 0.2,
+        cutoff: float = 0.02,
         candidates: int = 41,
+        keeps: View = "x0",
     ) -> None:
         super().__init__(model)
         if not isinstance(model.process, GaussianProcess):
@@ -54,8 +59,11 @@ class TimeShift(Wrapped):
             raise ValueError(f"window={window}, cutoff={cutoff}: a width in (0, 1] and a time in [0, 1]")
         if candidates < 3 or candidates % 2 == 0:
             raise ValueError(f"candidates={candidates}: an odd number from 3 on, so that t is among them")
-        if not data_variance >= 0:
-            raise ValueError(f"data_variance={data_variance}: a variance is not negative")
+        if not 0 <= data_variance < math.inf:
+            raise ValueError(f"data_variance={data_variance}: a variance is finite and not negative")
+        if keeps not in ("noise", "x0"):
+            raise ValueError(f"keeps={keeps!r}: choose noise or x0")
+        self.keeps: View = keeps
         self.window, self.cutoff, self.data_variance, self.candidates = window, cutoff, data_variance, candidates
 
     def bind(self, levels: Any, x: Tensor, cond: Cond) -> Sequence[Call]:
@@ -87,7 +95,7 @@ class TimeShift(Wrapped):
                 f"under {process!r} data of variance {self.data_variance} have the same variance at all times around "
                 f"t = {float(t.max()):.4g}: it shows no shift"
             )
-        (n_x, n_p), (v_x, v_p) = asked.conversion(self.predicts, "noise"), here.conversion("noise", self.predicts)
+        (n_x, n_p), (v_x, v_p) = asked.conversion(self.predicts, self.keeps), here.conversion(self.keeps, self.predicts)
         c_x = torch.where(acts, v_x + v_p * n_x, torch.zeros_like(n_x))
         c_p = torch.where(acts, v_p * n_p, torch.ones_like(n_p))
         own = process.level(torch.where(acts, tried, t))

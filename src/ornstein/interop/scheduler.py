@@ -16,15 +16,14 @@ from .. import solvers
 from ..errors import TableError
 from ..processes import DiscreteTime, Flow, GaussianProcess, Level, broadcast
 from ..random import Noise
-from ..solvers import DPMSolverPP, Grid, Solver, Stepper, Table
-from ..solvers.grids import as_grid
+from ..solvers import Grid, LogSNR, Solver, Stepper, Table, UniPC
 from .schedule import OWN, ConfigError, PublishedGrid, Schedule, config_of, schedule_of
 
 
 class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
     """A scheduler that runs the table of any of our solvers, stopping wherever the pipeline evaluates its network.
 
-        pipe.scheduler = orn.interop.OrnsteinScheduler.from_config(pipe.scheduler, solver=orn.DPMSolverPP())
+        pipe.scheduler = orn.interop.OrnsteinScheduler.from_config(pipe.scheduler)
 
     The model's process and question are read from the configuration of the scheduler that it came with (see
     `schedule_of`), and stay in this one's, so that the pipeline finds the fields it looks for. The state is that of the
@@ -33,8 +32,9 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
     them all, and `order` is their number a step.
 
     Args:
-        solver: a `Solver` (default DPM-Solver++ of order 2).
-        grid: a `Grid`; by default the published scheduler's own times.
+        solver: a `Solver` (default UniPC of order 2).
+        grid: a `Grid` (default `LogSNR()`); "published" for the times of the scheduler that the model came with. Those
+            alone follow what a pipeline says of sigmas and resolution; a list of timesteps is always followed.
         tables: compiled (perhaps tuned) tables by number of steps, used instead of solver and grid.
         clip: whether to clip x0 where the published scheduler does.
         published: the configuration of the scheduler that the model came with.
@@ -54,15 +54,15 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         if published is None:
             raise ConfigError("make one by OrnsteinScheduler.from_config(pipe.scheduler, solver=..., grid=...)")
         self.schedule: Schedule = schedule_of(published)
-        self.solver = _object(solver, Solver) or DPMSolverPP()
-        self.grid = _object(grid, Grid)
+        self.solver = _object(solver, Solver) or UniPC()
+        self.grid = self.schedule.grid if grid == "published" else _object(grid, Grid) or LogSNR()
         self.tables = {int(n): t if isinstance(t, Table) else Table.from_json(t) for n, t in (tables or {}).items()}
         for table in self.tables.values():
             table.check_process(self.process)
         self.clip = self.schedule.clip if clip else None
         self.register_to_config(
             solver=_described(self.solver),
-            grid=None if self.grid is None else _described(self.grid),
+            grid="published" if self.grid is self.schedule.grid else _described(self.grid),
             tables={str(n): table.to_json() for n, table in self.tables.items()} or None,
             clip=clip,
             published_class=published["_class_name"],
@@ -111,13 +111,10 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("give num_inference_steps, timesteps or sigmas: one of them")
         steps = num_inference_steps if num_inference_steps is not None else len(given[0])
-        published = dataclasses.replace(self.schedule.grid, mu=mu) if mu is not None else self.schedule.grid
-        if steps in self.tables:
+        if steps in self.tables and timesteps is None:
             table = self.tables[steps]
         else:
-            grid = self.grid or self._given(timesteps, sigmas, published) or published
-            levels = as_grid(grid, self.process)(steps if isinstance(grid, Grid) else None)
-            made = self.solver.compile(self.process, levels)
+            made = self.solver.compile(self.process, self._levels(steps, timesteps, sigmas, mu))
             assert isinstance(made, Table)
             table = made
         if table.nfe == 0:
@@ -143,25 +140,29 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
     def _noise_level(self, level: Level) -> Tensor:
         return level.t if isinstance(self.process, Flow) else level.sigma / level.alpha
 
-    def _given(
-        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, published: PublishedGrid
-    ) -> list[float] | None:
-        """The times that a pipeline asks for by timesteps or sigmas, ending in data."""
+    def _levels(
+        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
+    ) -> Level:
+        """The grid's levels, or those of given timesteps, or of given sigmas before data."""
+        grid, process = self.grid, self.process
+        if isinstance(grid, PublishedGrid) and mu is not None:
+            grid = dataclasses.replace(grid, mu=mu)
         if timesteps is not None:
             told = torch.as_tensor(timesteps, dtype=torch.float64)
-            if isinstance(self.process, DiscreteTime):
-                t = self.process.time_of(told)
-            elif isinstance(self.process, Flow):
+            if isinstance(process, DiscreteTime):
+                t = process.time_of(told)
+            elif isinstance(process, Flow):
                 t = told / len(self)
             else:
                 raise ValueError("this model's timesteps are functions of sigma: give sigmas")
-        elif sigmas is not None:
+        elif sigmas is not None and isinstance(grid, PublishedGrid):
             s = torch.as_tensor(sigmas, dtype=torch.float64)
             s = s[s > 0]
-            t = published.shifted(s) if isinstance(self.process, Flow) else self.process.time(-2 * s.log())
+            t = grid.shifted(s) if isinstance(process, Flow) else process.time(-2 * s.log())
         else:
-            return None
-        return [*t.tolist(), 0.0]
+            levels: Level = grid(process, steps=steps)
+            return levels
+        return process.level(torch.cat([t, t.new_zeros(1)]))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this place of `timesteps` (image to image): the next `step` must be that one's."""
@@ -330,7 +331,7 @@ def _described(thing: Any) -> dict[str, Any]:
     for name, value in options.items():
         if isinstance(value, (Solver, Grid)):
             options[name] = _described(value)
-        elif isinstance(value, PublishedGrid) or not isinstance(value, (int, float, str, bool, type(None))):
+        elif not isinstance(value, (int, float, str, bool, type(None))):
             raise ConfigError(
                 f"{thing!r} holds {name}={value!r:.80}, which no configuration can: compile it, and give "
                 "tables={steps: table}"

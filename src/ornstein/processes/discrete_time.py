@@ -51,6 +51,10 @@ class DiscreteTime(GaussianProcess):
         """N, the number of timesteps."""
         return len(self.alphas_cumprod)
 
+    @property
+    def finest(self) -> float:  # type of the base's attribute; timestep 0 is the least that a network was trained on
+        return 1 / self.steps
+
     def timestep(self, level: Level) -> Tensor:
         """What the network is told of a level."""
         return (self.steps * level.t - 1).clamp(min=0)

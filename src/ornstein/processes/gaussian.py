@@ -74,6 +74,8 @@ class GaussianProcess(ABC):
 
     views: tuple[View, ...] = VIEWS
     """What a network of this process may be asked to predict."""
+    finest: float = 0.0
+    """The least time at which a network is asked by default; from there one step goes to data."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ from ..numerics.tree import parts
 from ..processes import Level
 from ..random import Noise, fresh_seed
 from .brownian import BrownianPath
-from .dpm_solver import DPMSolverPP
 from .exponential import weights
 from .grids import Grid, LogSNR
 from .sample import Samples, sample
 from .solver import Solver
 from .table import Evaluation, Expression, Gaussian, Output, Register, Writer, _Linear
+from .unipc import UniPC
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def choose_steps(
     for name in ("steps", "nfe", "table"):
         if name in options:
             raise ValueError(f"choose_steps chooses {name}: give tol, solver and grid")
-    solver, grid = solver or DPMSolverPP(), grid or LogSNR()
+    solver, grid = solver or UniPC(), grid or LogSNR()
     if not isinstance(grid, Grid):
         raise ValueError(f"choose_steps needs a grid for any number of steps, such as orn.LogSNR(): got {grid!r}")
     seed = options.pop("seed", None)

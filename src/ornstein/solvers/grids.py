@@ -77,7 +77,8 @@ class LogSNR(Grid):
 
         end = 2.4 + 2 ln N,    deepest = -(0.4 + 2 ln N)
 
-    (10 steps: 7.0 and -5.0). Both are levels that one may give. `to_data=False` has N + 1 levels and stops at `end`; a
+    (10 steps: 7.0 and -5.0). Both are levels that one may give; by default the end is no closer to data than a network
+    of the process was trained (timestep 0 of `DiscreteTime`). `to_data=False` has N + 1 levels and stops at `end`; a
     `start` of one's own replaces t = 1 and needs `x_init`.
 
     Source: Lu et al. 2022 (2206.00927) for equal steps; the ends are ours, chosen on mixtures.
@@ -91,7 +92,8 @@ class LogSNR(Grid):
     def times(self, process: GaussianProcess, steps: int) -> Tensor:
         widen = 2 * math.log(steps)
         data = _log_snr(process, 0.0)  # finite where sigma(0) > 0: the grid then ends there, with no jump
-        end = min(data, 2.4 + widen if self.end is None else self.end)
+        known = _log_snr(process, process.finest) if process.finest > 0 else math.inf
+        end = min(data, min(2.4 + widen, known) if self.end is None else self.end)
         deepest = -0.4 - widen if self.deepest is None else self.deepest
         start = self.start if self.start is not None else max(_log_snr(process, 1.0), deepest)
         to_data = self.to_data and data > end

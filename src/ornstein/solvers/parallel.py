@@ -17,12 +17,12 @@ from ..numerics.tree import like, parts, tree_map
 from ..processes import Level, ProductLevel
 from ..random import Interval, Noise, Seed
 from .begin import begin
-from .dpm_solver import DPMSolverPP
 from .grids import Grid, LogSNR, as_grid
 from .loop import Stepper
 from .sample import Samples, evaluation
 from .solver import Solver, compile_table
 from .table import ProductTable, Table
+from .unipc import UniPC
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sample_parallel(
         raise ValueError(f"tol={tol}: a change allowed is not negative; 0 asks for the sequential answer")
     if table is None:
         make = as_grid(LogSNR() if grid is None else grid, denoiser.process)
-        table = compile_table(solver or DPMSolverPP(), denoiser.process, make(steps))
+        table = compile_table(solver or UniPC(), denoiser.process, make(steps))
     elif any(option is not None for option in (solver, grid, steps)):
         raise ValueError("give a table, or solver, grid and steps to compile one: not both")
     else:

@@ -20,11 +20,11 @@ from ..processes import Level, ProductLevel
 from ..progress import bar
 from ..random import Noise, Seed
 from .begin import begin
-from .dpm_solver import DPMSolverPP
 from .grids import Grid, LogSNR, as_grid
 from .loop import Hook, Loop, Recorder
 from .solver import Solver, compile_table, steps_within
 from .table import ProductTable, Table
+from .unipc import UniPC
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def sample(
     Args:
         denoiser: any denoiser; its network is used in evaluation mode.
         shape: (batch, *event), a named tuple of shapes for a product process; not needed with `x_init`.
-        solver: what compiles the table (default DPM-Solver++ of order 2); one a component for a product process.
+        solver: what compiles the table (default UniPC of order 2); one a component for a product process.
         grid: a grid (default `LogSNR()`), or its times from first to last.
         steps, nfe: the number of steps (default 20), or a budget of evaluations to stay within.
         tol: the distance to the exact flow, a root mean square over the event in the user's units, that nine samples in
@@ -105,14 +105,15 @@ def sample(
 
         if steps is not None or table is not None or recorder is not None:
             raise ValueError("tol chooses the steps: give it with nfe, a budget, but not with steps, table or recorder")
-        own = {"x_init": x_init, "cond": cond, "seed": seed, "dtype": dtype, "device": device, "hooks": hooks}
-        own |= {"trajectory": trajectory, "differentiable": differentiable, "progress": progress, "debug": debug}
-        chosen = choose_steps(denoiser, shape, tol=tol, solver=solver, grid=grid, max_nfe=nfe or 1_000, **own)
+        own: dict[str, Any] = {"solver": solver, "grid": grid, "x_init": x_init, "cond": cond, "seed": seed}
+        own |= {"dtype": dtype, "device": device, "trajectory": trajectory, "hooks": hooks}
+        own |= {"differentiable": differentiable, "progress": progress, "debug": debug}
+        chosen = choose_steps(denoiser, shape, tol=tol, max_nfe=nfe or 1_000, **own)
         if chosen.reason is not None:
             warnings.warn(chosen.reason, stacklevel=2)
         return replace(chosen.samples, reason=chosen.reason)
     if table is None:
-        solver, make = solver or DPMSolverPP(), as_grid(LogSNR() if grid is None else grid, denoiser.process)
+        solver, make = solver or UniPC(), as_grid(LogSNR() if grid is None else grid, denoiser.process)
         if steps is not None and nfe is not None:
             raise ValueError("give steps or nfe, not both")
         if nfe is not None:

@@ -70,7 +70,13 @@ def steps_within(
     """The largest number of steps whose evaluations, as this denoiser counts them, stay within `nfe`."""
 
     def cost(steps: int) -> int:
-        return sum(denoiser.cost(compile_table(solver, denoiser.process, grid(steps)).levels))
+        try:
+            table = compile_table(solver, denoiser.process, grid(steps))
+        except ValueError:  # some solvers need a few steps
+            if steps >= nfe:
+                raise
+            return 0
+        return sum(denoiser.cost(table.levels))
 
     fits, step = 0, 1
     while cost(fits + step) <= nfe:
