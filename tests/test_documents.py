@@ -1,17 +1,30 @@
 """The code in README and CONTRIBUTING runs as printed, top to bottom (the number of training steps aside)."""
 
+import inspect
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import conformance
+import ornstein as orn
+
 ROOT = Path(__file__).parent.parent
 QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/solvers.md", "docs/diffusers.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/guide.md",
+        "docs/solvers.md",
+        "docs/diffusers.md",
+        "docs/choosing-a-solver.md",
+    ],
 )
 def test_documents_run_as_printed(name, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
@@ -51,3 +64,45 @@ def test_the_commands_that_are_spelled_out_are_those_of_make():
     for part in ('-m pytest -n 2 --dist loadfile -m "not proof"', "-c constraints.txt", "'.[all]'", "'.[dev]'"):
         assert part in text
         assert part in makefile
+
+
+# The orders that the classes are named for, where the option `order` is not the order itself
+NAMED = {
+    "UniPC": lambda s: s.order + s.corrector,
+    "DPMSolverV3": lambda s: s.order + s.corrector,
+    "DEIS": lambda s: s.order + 1,
+    "PNDM": lambda s: min(s.order, 2),
+    "HB": lambda s: 1,
+    "GHVB": lambda s: s.order,
+    "SASolver": lambda s: min(s.predictor + 1, s.corrector + 1, 3) if s.tau == 0 else 2,
+}
+
+
+def test_the_conformance_table_is_of_the_solvers_that_there_are():
+    """Every exported solver has a row; the orders claimed are the classes'; the page is what the data say."""
+    data = json.loads((ROOT / "docs" / "conformance.json").read_text())["rows"]
+    exported = {
+        name
+        for name in orn.solvers.__all__
+        if inspect.isclass(value := getattr(orn.solvers, name)) and issubclass(value, orn.Solver)
+    }
+    assert {row["class"] for row in data} == exported - {"Solver"}
+    assert [(row["solver"], row["claimed"]) for row in data] == [
+        (conformance.label(claim.solver), claim.order) for claim in conformance.CLAIMS
+    ]
+    for claim in conformance.CLAIMS:
+        name = type(claim.solver).__name__
+        if hasattr(claim.solver, "order") and claim.order is not None and name != "Doubled":
+            assert claim.order == NAMED.get(name, lambda s: s.order)(claim.solver), claim
+    text = (ROOT / "docs" / "solvers.md").read_text()
+    assert conformance.page(data) in text
+    assert str(ROOT) not in text
+
+
+def test_the_conformance_table_bears_its_claims_out():
+    """Each claim holds to 0.2 for both slopes on one world at least: on another an error may change its sign."""
+    for row in json.loads((ROOT / "docs" / "conformance.json").read_text())["rows"]:
+        for own in (row, row.get("published", row)):
+            if own["claimed"] is not None:
+                worst = [max(abs(v - own["claimed"]) for v in found) for found in own["measured"].values()]
+                assert min(worst) <= 0.2, own

@@ -251,7 +251,7 @@ def test_stochastic_methods_under_several_names():
 # ---- ends, budgets, directions
 
 
-@pytest.mark.parametrize("solver", [*ODE, *SDE], ids=name[:90])
+@pytest.mark.parametrize("solver", [*ODE, *SDE], ids=name)
 def test_few_steps_on_full_grids_keep_a_point_mass(solver):
     """x0 constant: from pure noise to data in 1 to 4 steps the law is exact, N(alpha_s m, sigma_s^2) and at
     data m. (Noise extrapolated in rho over steps of e^2 has weights near 1e4, which leave 1e-8.)"""

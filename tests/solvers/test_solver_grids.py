@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.solvers.named_grids import CosineGrid, Polynomial
+from ornstein.solvers.grids import CosineGrid, Polynomial
 from ornstein.solvers.schedule_search import Calibrated, cheapest_paths, coordinate_descent
 from worlds import F64, ring
 

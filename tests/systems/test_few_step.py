@@ -26,7 +26,7 @@ def test_few_step():
         return (out.x - truth).norm(dim=1)
 
     for n in (5, 6):
-        search = FewStep(nfe=n, solvers=(orn.DPMSolverPP(order=2), orn.DDIM()), fine_steps=60)
+        search = FewStep(nfe=n, solvers=(orn.DPMSolverPP(order=2),), fine_steps=60, sweeps=8)
         recipe = search.calibrate(model, x_init=PROCESS.prior((64, 2), seed=1, dtype=F64))
         assert recipe.steps == n
         own = error(recipe.solver, recipe.grid, n)

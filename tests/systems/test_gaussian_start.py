@@ -48,7 +48,8 @@ def test_moments_are_those_of_the_data():
 def test_gaussian_start():
     """64 starts, the exact flow as truth. To log-SNR -3 (VP: 0.55, nearly half of the time) the closed form errs
     by less than 3 % of the state's norm, with no evaluations; 6 steps from there then end closer than 6 over all of
-    time, in the mean logarithm by 3 standard errors in pairs. A start with the right level but no covariance, sigma z, ends elsewhere."""
+    time, in the mean logarithm by 3 standard errors in pairs. A start with the right level but no covariance, sigma z,
+    ends elsewhere."""
     process, world = orn.VP(), mixture()
     model = world.denoiser(process)
     x = process.prior((64, 32), seed=0, dtype=F64)

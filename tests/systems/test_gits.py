@@ -84,6 +84,14 @@ def test_gits():
     assert swapped[1] == pytest.approx(swapped[0], rel=0.2)
 
 
+def test_the_share_of_variance_is_about_the_mean():
+    """Points 100 + (3 cos, 2 sin, 1): the circle's axes hold 9 and 4 of 13, wherever it lies."""
+    phi = torch.arange(12, dtype=F64) * (2 * torch.pi / 12)
+    path = torch.stack([3 * phi.cos(), 2 * phi.sin(), torch.ones(12, dtype=F64)], 1)[:, None] + 100
+    for components, share in ((1, 9 / 13), (2, 1.0)):
+        assert float(trajectory_variance(path, components)) == pytest.approx(share, rel=1e-9)
+
+
 def test_refusals():
     model = ring().denoiser(PROCESS)
     with pytest.raises(ValueError, match="steps=80 are chosen among fine_steps=60"):

@@ -20,10 +20,10 @@ from .wrapped import Wrapped
 class EpsilonScaling(Wrapped):
     """noise'(x, t) = noise(x, t) / lambda(t),    lambda(t) = k t + b
 
-    lambda > 1 removes less noise, so samples spread wider: with N(0, c^2) data the flow from sigma/alpha = S ends with a
-    standard deviation larger by ((c^2 + S^2)/c^2)^((1 - 1/lambda)/2). It so repairs models and samplers whose samples
-    are too narrow; where they are too wide, lambda < 1 does. `exposure_bias` tells which. (The paper says that lambda > 1
-    repairs states that are too noisy; on Gaussians it has the opposite effect.)
+    lambda > 1 removes less noise, so samples spread wider: with data N(0, c^2) the flow from sigma/alpha = S ends with
+    a standard deviation larger by ((c^2 + S^2)/c^2)^((1 - 1/lambda)/2). It so repairs models and samplers whose samples
+    are too narrow; where they are too wide, lambda < 1 does. `exposure_bias` tells which. (The paper has lambda > 1
+    repair states that are too noisy; on Gaussians it does the opposite.)
 
     In the model's own view, with view = c_x (x - shift) + c_n noise, it is view' = view/lambda + (1 - 1/lambda) c_x
     (x - shift). lambda = 1 is the model. A level with alpha = 0, where x is noise and nothing else, is left alone.
@@ -32,7 +32,7 @@ class EpsilonScaling(Wrapped):
         model: the denoiser to correct.
         k, b: of lambda, with t in [0, 1] (the paper's k times its number of steps).
 
-    Source: Ning et al. 2023, "Elucidating the Exposure Bias in Diffusion Models" (2308.15321), section 5.
+    Source: Ning et al. 2023, "Elucidating the Exposure Bias in Diffusion Models" (2308.15321).
     """
 
     def __init__(self, model: BaseDenoiser, b: float = 1.0, k: float = 0.0) -> None:

@@ -55,7 +55,7 @@ def exposure_bias(
         data: (n, *event), n >= 2, in the user's units; n samples are drawn.
         options: for `sample`: solver, grid, steps.
 
-    Source: Ning et al. 2023 (2308.15321), section 3 (the variance error), section 5.1 (norms of the predicted noise).
+    Source: Ning et al. 2023 (2308.15321): the variance error and the norms of the predicted noise.
     """
     process = denoiser.process
     if not isinstance(process, GaussianProcess):

@@ -39,7 +39,7 @@ class TimeShift(Wrapped):
         keeps: the view that is carried over from t_s to t, "x0" or "noise".
 
     Source: Li, Qu, Yao, Sun, Moens 2023, "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted
-    Time Steps" (2305.15583), algorithm 3.
+    Time Steps" (2305.15583).
     """
 
     def __init__(

@@ -52,8 +52,8 @@ class DiscreteTime(GaussianProcess):
         return len(self.alphas_cumprod)
 
     @property
-    def finest(self) -> float:  # type of the base's attribute; timestep 0 is the least that a network was trained on
-        return 1 / self.steps
+    def finest(self) -> float:
+        return 1 / self.steps  # timestep 0
 
     def timestep(self, level: Level) -> Tensor:
         """What the network is told of a level."""

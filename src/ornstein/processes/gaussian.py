@@ -74,8 +74,11 @@ class GaussianProcess(ABC):
 
     views: tuple[View, ...] = VIEWS
     """What a network of this process may be asked to predict."""
-    finest: float = 0.0
-    """The least time at which a network is asked by default; from there one step goes to data."""
+
+    @property
+    def finest(self) -> float:
+        """The least time at which a network is asked by default; from there one step goes to data."""
+        return 0.0
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -18,13 +18,12 @@ from .euler import Euler
 from .few_step import FewStep, Recipe
 from .gaussian_start import GaussianStart
 from .gits import GITS, trajectory_variance
-from .grids import Grid, Karras, LogSNR, Quadratic, Shifted, Timesteps, Uniform
+from .grids import CosineGrid, Grid, Karras, LogSNR, Polynomial, Quadratic, Shifted, Timesteps, Uniform
 from .heun import Heun
 from .langevin import PredictorCorrector, langevin
 from .loop import Hook, Loop, Moment, Resample, Stepper
 from .moments import Response, response
 from .momentum import GHVB, HB
-from .named_grids import CosineGrid, Polynomial
 from .parallel import ParallelSamples, sample_parallel
 from .particles import ParticleFilter, Particles, particle_filter, resample
 from .pndm import PNDM

@@ -38,7 +38,7 @@ class AYS:
         nodes: candidates in the first search.
         refinements: how often it is refined.
 
-    Source: Sabour, Fidler, Kreis 2024, "Align Your Steps" (2404.14507), equation 9 and section 3.2; the clock and the
+    Source: Sabour, Fidler, Kreis 2024, "Align Your Steps" (2404.14507); the clock and the
     optimum by dynamic programming are ours.
     """
 

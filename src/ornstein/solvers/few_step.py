@@ -15,8 +15,7 @@ from ..processes import GaussianProcess
 from ..random import Seed
 from .ddim import DDIM
 from .dpm_solver import DPMSolverPP
-from .grids import Grid, Karras, LogSNR
-from .named_grids import CosineGrid
+from .grids import CosineGrid, Grid, Karras, LogSNR
 from .sample import sample
 from .schedule_search import Calibrated, angle, cheapest_paths, coordinate_descent, fine_path, gaussian, jump_costs
 from .solver import Solver, steps_within
@@ -50,7 +49,8 @@ class FewStep:
         fine_steps: steps of the reference, on `fine` with `teacher`.
         sweeps: passes over all times.
 
-    Source: after "Hyperparameters are all you need" (2025) and Chen et al. 2024 (2405.11326); the descent is ours.
+    Source: after Li 2025, "Hyperparameters are all you need" (2510.02390), which analyses truncation errors to place
+    steps, and Chen et al. 2024 (2405.11326). The descent is ours; the paper's changes to the U-Net are not in it.
     """
 
     nfe: int = 6

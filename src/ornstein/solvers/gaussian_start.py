@@ -25,7 +25,7 @@ class GaussianStart(FlowMap):
 
     mean: (*event); cov: (d, d) of the flattened event; both in model units.
 
-    Source: Wang, Vastola 2023, "Diffusion Models Generate Images Like Painters" (2303.02490), equation 9.
+    Source: Wang, Vastola 2023, "Diffusion Models Generate Images Like Painters" (2303.02490).
     """
 
     process: GaussianProcess

@@ -34,8 +34,8 @@ class GITS:
             contracts them.
         teacher: the solver that makes the warm-up trajectories.
 
-    Source: Chen, Zhou, Mei, Shen, Chen, Wang 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling"
-    (2405.11326), section 4 and algorithm 1.
+    Source: Chen, Zhou, Wang, Shen, Lyu 2024, "On the Trajectory Regularity of ODE-based Diffusion Sampling"
+    (2405.11326).
     """
 
     steps: int = 10
@@ -73,7 +73,7 @@ def trajectory_variance(trajectory: Tensor, components: int = 3) -> Tensor:
 
     trajectory: (points, batch, *event), as `sample(..., trajectory=True)` returns it.
 
-    Source: Chen et al. 2024 (2405.11326), section 3.
+    Source: Chen et al. 2024 (2405.11326).
     """
     if not components >= 1:
         raise ValueError(f"components={components}: at least one")

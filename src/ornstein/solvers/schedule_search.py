@@ -48,7 +48,7 @@ def cheapest_paths(cost: Tensor, steps: int, growth: float = 1.0) -> dict[int, t
     By dynamic programming from the end: V_k(i) = min_(j > i) cost[i, j] + growth V_(k-1)(j), V_0 = 0 at M alone.
     cost: (M + 1, M + 1), read above its diagonal. growth > 1 makes late jumps dearer.
 
-    Source: Bellman 1957; as a search for schedules: Watson et al. 2021 (2106.03802), algorithm 1.
+    Source: Bellman 1957; as a search for schedules: Watson et al. 2021 (2106.03802).
     """
     last = len(cost) - 1
     if not 1 <= steps <= last:
@@ -126,7 +126,7 @@ def jump_costs(path: FinePath) -> Tensor:
     DDIM is Euler's method in sigma/alpha, and x/alpha the frame in which it is; the norm is the root mean square over
     the event. (M + 1, M + 1) in float64 on the host, zero at and below the diagonal.
 
-    Source: Chen et al. 2024 (2405.11326), equation 16.
+    Source: Chen et al. 2024 (2405.11326).
     """
     levels, last = path.levels, len(path.states) - 1
     cost = torch.zeros(last + 1, last + 1, dtype=torch.float64)

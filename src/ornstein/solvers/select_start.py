@@ -57,8 +57,8 @@ def select_start(
         candidates: K.
         options: for `sample`: solver, grid, steps. The solver must be deterministic.
 
-    Source: Ma, Chen, Chen, Yan, Li, Chen 2023, "Solving Diffusion ODEs with Optimal Boundary Conditions for Better
-    Image Super-Resolution" (2305.15357), equation 11.
+    Source: Ma, Yang, Yang, Fu, Liu 2023, "Solving Diffusion ODEs with Optimal Boundary Conditions for Better
+    Image Super-Resolution" (2305.15357).
     """
     sizes: list[int] = []
     tree_map(lambda leaf: sizes.append(len(leaf)), reference)
