@@ -51,16 +51,27 @@ if TYPE_CHECKING:
     from .random import derive as derive
     from .solvers import DDIM as DDIM
     from .solvers import DDPM as DDPM
+    from .solvers import DEIS as DEIS
+    from .solvers import RK4 as RK4
+    from .solvers import AdamsBashforth as AdamsBashforth
+    from .solvers import BrownianPath as BrownianPath
+    from .solvers import Churn as Churn
+    from .solvers import DPMSolver as DPMSolver
     from .solvers import DPMSolverPP as DPMSolverPP
     from .solvers import Euler as Euler
+    from .solvers import EulerMaruyama as EulerMaruyama
     from .solvers import Grid as Grid
     from .solvers import Heun as Heun
     from .solvers import Karras as Karras
     from .solvers import LogSNR as LogSNR
     from .solvers import Moment as Moment
+    from .solvers import ParticleFilter as ParticleFilter
     from .solvers import ProductTable as ProductTable
     from .solvers import Quadratic as Quadratic
+    from .solvers import Restart as Restart
     from .solvers import Samples as Samples
+    from .solvers import SASolver as SASolver
+    from .solvers import SDEDPMSolverPP as SDEDPMSolverPP
     from .solvers import Shifted as Shifted
     from .solvers import Solver as Solver
     from .solvers import Stepper as Stepper
@@ -68,9 +79,13 @@ if TYPE_CHECKING:
     from .solvers import Timesteps as Timesteps
     from .solvers import Transitions as Transitions
     from .solvers import Uniform as Uniform
+    from .solvers import UniPC as UniPC
+    from .solvers import particle_filter as particle_filter
     from .solvers import record as record
     from .solvers import response as response
     from .solvers import sample as sample
+    from .solvers import sample_adaptive as sample_adaptive
+    from .solvers import sample_parallel as sample_parallel
     from .training import EMA as EMA
     from .training import Fit as Fit
     from .training import Objective as Objective
@@ -90,8 +105,10 @@ _HOME = {
     "prediction": "Prediction",
     "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
     "random": "Noise derive",
-    "solvers": "DDIM DDPM DPMSolverPP Euler Grid Heun Karras LogSNR Moment ProductTable Quadratic Samples Shifted "
-    "Solver Stepper Table Timesteps Transitions Uniform record response sample",
+    "solvers": "AdamsBashforth BrownianPath Churn DDIM DDPM DEIS DPMSolver DPMSolverPP Euler EulerMaruyama Grid "
+    "Heun Karras LogSNR Moment ParticleFilter ProductTable Quadratic RK4 Restart SASolver "
+    "SDEDPMSolverPP Samples Shifted Solver Stepper Table Timesteps Transitions UniPC Uniform "
+    "particle_filter record response sample sample_adaptive sample_parallel",
     "training": "EMA Fit Objective fit load_weights save_weights",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
