@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from .processes import broadcast as broadcast
     from .random import Noise as Noise
     from .random import derive as derive
+    from .referee import Claims as Claims
+    from .referee import certify as certify
     from .solvers import DDIM as DDIM
     from .solvers import DDPM as DDPM
     from .solvers import DEIS as DEIS
@@ -105,6 +107,7 @@ _HOME = {
     "prediction": "Prediction",
     "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
     "random": "Noise derive",
+    "referee": "Claims certify",
     "solvers": "AdamsBashforth BrownianPath Churn DDIM DDPM DEIS DPMSolver DPMSolverPP Euler EulerMaruyama Grid "
     "Heun Karras LogSNR Moment ParticleFilter ProductTable Quadratic RK4 Restart SASolver "
     "SDEDPMSolverPP Samples Shifted Solver Stepper Table Timesteps Transitions UniPC Uniform "

@@ -193,6 +193,43 @@ def papers(
     typer.echo(papers_table(status=status, as_bibtex=bibtex) if name is None else paper(name, as_bibtex=bibtex))
 
 
+@app.command(short_help="Check anyone's sampler against ground truth.")
+def certify(
+    sampler: Annotated[str, typer.Argument(help="PKG:OBJECT, PKG a module or a .py file.")],
+    adaptor: Annotated[str, typer.Option(help="auto, callable, k-diffusion, azula, diffusers or solver.")] = "auto",
+    order: Annotated[int | None, typer.Option(help="The order that is claimed; else what the object says.")] = None,
+    options: Annotated[str | None, typer.Option(help="JSON passed to the sampler: '{\"solver_order\": 3}'.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one check may take.")] = 120.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json and report.html.")] = None,
+) -> None:
+    """Check anyone's sampler against ground truth: order, law, limits, evaluations, batches, seeds, precision, ends.
+
+    The sampler may be a scheduler of diffusers, a function of k-diffusion, a sampler class of azula, a solver of ours,
+    or a function fn(denoise, x, sigmas) -> x. It may crash or hang: that is reported. The exit code is 1 if a check
+    fails.
+
+      ornstein certify diffusers:UniPCMultistepScheduler --options '{"use_karras_sigmas": true}' --out runs/unipc
+    """
+    import json
+
+    try:
+        given = json.loads(options) if options else {}
+    except ValueError as error:
+        raise ValueError(f"--options {options} is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"--options {options}: give an object, as in '{{\"solver_order\": 3}}'")
+    sys.path.insert(0, "")  # modules of the folder one stands in
+    from ornstein.referee import Claims, adapt, load_object
+    from ornstein.referee import certify as work
+
+    report = work(adapt(load_object(sampler), adaptor, Claims(order=order), **given), timeout=timeout)
+    typer.echo(report.table())
+    if out is not None:
+        typer.echo(f"\nreport: {report.save(out)}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line on these arguments; the exit code."""
     debug = "--debug" in arguments
