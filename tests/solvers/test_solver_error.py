@@ -49,7 +49,7 @@ def test_doubled_covers_the_truth(name, process):
 @pytest.mark.parametrize("name", WORLDS)
 def test_embedded_covers_the_truth_for_nothing(name, process):
     """The same, for DDIM and Heun from 10 steps and order 2 from 20. At 10 steps of order 2 on the ring it does not,
-    which its documentation says: its step is too long there."""
+    which its documentation says: its step is too long there. Solvers that it does not cover are refused."""
     cases = [(orn.DDIM(), n) for n in (10, 50)] + [(Heun(), n) for n in (10, 50)]
     for solver, steps in [*cases, (orn.DPMSolverPP(order=2), 20), (orn.DPMSolverPP(order=2), 50)]:
         covered, ratio = estimate(name, process, Embedded(solver), steps)
@@ -57,13 +57,17 @@ def test_embedded_covers_the_truth_for_nothing(name, process):
         assert 1 < ratio < 10, (solver, steps)
     if name == "ring":
         assert estimate(name, process, Embedded(orn.DPMSolverPP(order=2)), 10)[0] < 0.9
+    for solver in (UniPC(), orn.DPMSolverPP(order=3)):
+        with pytest.raises(ValueError, match="take Doubled"):
+            estimate(name, process, Embedded(solver), 20)
 
 
 @pytest.mark.parametrize("wrap", [Embedded, Doubled])
 def test_the_samples_are_those_of_the_solver(wrap):
     """The wrapper only watches: the same samples and trajectory; what it costs is counted."""
     x = normal(5, 2)
-    for solver in (orn.DDIM(), Heun(), UniPC(), orn.DPMSolverPP(order=3)):
+    others = [orn.DPMSolverPP(order=2)] if wrap is Embedded else [UniPC(), orn.DPMSolverPP(order=3)]
+    for solver in (orn.DDIM(), Heun(), *others):
         for process, grid in ((orn.Flow(), orn.LogSNR()), (orn.VP(), orn.LogSNR(end=4.0, to_data=False))):
             options = {"x_init": x, "grid": grid, "steps": 9, "trajectory": True}
             plain = orn.sample(WORLDS["ring"].denoiser(process), solver=solver, **options)
