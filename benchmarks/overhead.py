@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -106,6 +107,47 @@ def hand_dpmpp() -> Run:
     return run
 
 
+def straight_line(solver: orn.Solver) -> Run:
+    """What one would write by hand who knew all numbers beforehand: one line of Python for each row, no loop at all,
+    the noise prediction formed once where it is read, every tensor let go after its last use."""
+    table = solver.compile(orn.EDM(), orn.Karras()(orn.EDM(), steps=STEPS))
+    assert isinstance(table, orn.Table)
+    views = {(str(e.index), view) for e in table.evaluations for view in ("x0", "noise")}
+    read = {(str(a.evaluation), a.view) for row in table.rows for a in row.terms if hasattr(a, "view")} & views
+    lines: list[str] = []
+
+    def name(atom: object) -> str:
+        return str(atom) if not hasattr(atom, "view") else f"{atom.view}_{atom.evaluation}"
+
+    for kind, index in table.order:
+        if kind == "evaluate":
+            e = table.evaluations[index]
+            lines.append(f"x0_{index} = net(r{e.register}, times[{index}])")
+            if (str(index), "noise") in read:
+                lines.append(f"noise_{index} = (r{e.register} - x0_{index}) / {float(e.level.sigma)!r}")
+            continue
+        terms = table.rows[index].terms
+        lines += [f"{atom} = torch.randn(r0.shape, generator=rng)" for atom in terms if str(atom)[0] == "z"]
+        lines.append(f"r{index} = " + " + ".join(f"{float(c)!r} * {name(atom)}" for atom, c in terms.items()))
+    last = {word: i for i, line in enumerate(lines) for word in re.findall(r"\b(?:r|z|x0_|noise_)\d+\b", line)}
+    for word, i in sorted(last.items()):
+        if word != str(table.result):
+            lines[i] += f"; del {word}"
+    code = compile("\n".join(lines), repr(solver), "exec")
+    net, levels = Half(), table.levels.sigma.float()
+
+    @torch.no_grad()
+    def run(x: torch.Tensor) -> torch.Tensor:
+        times = levels[:, None].expand(-1, len(x)).unbind(0)
+        rng = torch.Generator().manual_seed(0)
+        names = {"net": net, "times": times, "torch": torch, "rng": rng, "r0": x}
+        exec(code, names)
+        result: torch.Tensor = names[str(table.result)]
+        return result
+
+    return run
+
+
 @functools.cache
 def k_diffusion_sampling() -> types.ModuleType:
     """k-diffusion's sampling.py alone: the package around it imports a dozen heavy ones."""
@@ -168,6 +210,14 @@ def azula(name: str) -> Run:
     return run
 
 
+MORE: dict[str, orn.Solver] = {
+    "UniPC 2": orn.solvers.UniPC(order=2),
+    "DPM++ 3M": orn.DPMSolverPP(order=3),
+    "DEIS 3 tAB": orn.solvers.DEIS(order=3),
+    "Adams-Bashforth 4": orn.solvers.AdamsBashforth(order=4),
+    "SA-Solver": orn.solvers.SASolver(),
+    "RK4": orn.solvers.RK4(),
+}
 CONTENDERS: dict[str, tuple[str, Callable[[], Run]]] = {
     "ornstein Euler (DDIM)": ("order 1", lambda: ours(orn.DDIM())),
     "hand-written Euler": ("order 1", hand_euler),
@@ -187,7 +237,14 @@ CONTENDERS: dict[str, tuple[str, Callable[[], Run]]] = {
     "ornstein DDPM": ("ancestral", lambda: ours(orn.DDPM())),
     "diffusers DDPM": ("ancestral", lambda: diffusers("DDPMScheduler", prediction_type="sample", clip_sample=False)),
     "k-diffusion euler_ancestral": ("ancestral", lambda: k_diffusion("sample_euler_ancestral")),
+    "diffusers UniPC": ("UniPC 2", lambda: diffusers("UniPCMultistepScheduler", prediction_type="sample")),
+    "diffusers DEIS": ("DEIS 3 tAB", lambda: diffusers("DEISMultistepScheduler", prediction_type="sample")),
+    "k-diffusion lms": ("Adams-Bashforth 4", lambda: k_diffusion("sample_lms")),
+    "diffusers SA": ("SA-Solver", lambda: diffusers("SASolverScheduler", prediction_type="sample")),
 }
+for _name, _solver in MORE.items():
+    CONTENDERS[f"ornstein {_name}"] = (_name, lambda solver=_solver: ours(solver))
+    CONTENDERS[f"hand-written {_name}"] = (_name, lambda solver=_solver: straight_line(solver))
 
 
 def measure(rounds: int) -> list[dict[str, object]]:
@@ -229,7 +286,7 @@ def measure(rounds: int) -> list[dict[str, object]]:
 def plot(rows: list[dict[str, object]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(SHAPES), figsize=(12, 5), sharey=True)
+    figure, axes = plt.subplots(1, len(SHAPES), figsize=(12, 9), sharey=True)
     for axis, shape in zip(axes, SHAPES, strict=True):
         own = [row for row in rows if row["shape"] == list(shape)][::-1]
         names = [str(row["contender"]) for row in own]

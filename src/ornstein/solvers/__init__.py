@@ -29,7 +29,7 @@ from .particles import ParticleFilter, Particles, particle_filter, resample
 from .pndm import PNDM
 from .restart import Restart
 from .reverse_sde import EulerMaruyama, StochasticHeun
-from .runge_kutta import RK4, Kutta3, Midpoint, Ralston
+from .runge_kutta import RK4, Kutta3, Kutta38, Midpoint, Ralston
 from .sa_solver import SASolver
 from .sample import Samples, sample
 from .schedule_search import Calibrated, cheapest_paths, jump_costs
@@ -79,6 +79,7 @@ __all__ = [
     "Hook",
     "Karras",
     "Kutta3",
+    "Kutta38",
     "LogSNR",
     "Loop",
     "Midpoint",

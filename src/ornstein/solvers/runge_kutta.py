@@ -54,6 +54,7 @@ MIDPOINT = Tableau(((1 / 2,),), (0, 1))
 RALSTON = Tableau(((2 / 3,),), (1 / 4, 3 / 4))
 KUTTA3 = Tableau(((1 / 2,), (-1, 2)), (1 / 6, 2 / 3, 1 / 6))
 KUTTA4 = Tableau(((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
+KUTTA38 = Tableau(((1 / 3,), (-1 / 3, 1), (1, -1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8))
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,15 @@ class RK4(RungeKutta):
     """
 
     tableau = KUTTA4
+
+
+@dataclass(frozen=True)
+class Kutta38(RungeKutta):
+    """y_s = y_t + h (k_1 + 3 k_2 + 3 k_3 + k_4)/8, stages at u_t, thirds and u_s: order 4, four evaluations a step.
+
+    The 3/8 rule; its error constants are smaller than those of `RK4`.
+
+    Source: Kutta 1901.
+    """
+
+    tableau = KUTTA38
