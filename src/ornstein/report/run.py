@@ -240,9 +240,9 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_samples(path: str | Path, x: Tensor, labels: Tensor | None) -> None:
     """Write x, and y where there are labels, as .npz, whole or not at all."""
-    arrays = {"x": x.numpy()} | ({} if labels is None else {"y": labels.numpy()})
+    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"y": labels.numpy()})
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)
     atomic_write(path, buffer.getvalue())
 
 
