@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
