@@ -1,5 +1,6 @@
 """Our tables inside diffusers: the loop's own answers, diffusers' answers for the same formula, and bad use."""
 
+import copy
 import inspect
 import warnings
 
@@ -202,22 +203,115 @@ def test_a_changed_sample_is_taken():
     torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
 
 
+def test_a_changed_sample_is_taken_by_every_solver():
+    """An edit of the state after a step shifts the answer of one step later by what the network does not undo: the
+    network noise = x/sigma answers x0 = 0, so the step to s keeps sigma_s/sigma_t of the edit, by any method. Edits in
+    place count too, in half precision as well."""
+    theirs = DDIMScheduler(clip_sample=False)
+    for solver in (orn.DDIM(), orn.DPMSolverPP(), orn.UniPC(), orn.SASolver(tau=0.0)):
+        for dtype, in_place in ((F64, False), (torch.bfloat16, True)):
+            found = []
+            for edit in (0.0, 8.0):
+                scheduler = OrnsteinScheduler.from_config(theirs, solver=solver, grid=orn.LogSNR(end=6.0))
+                scheduler.set_timesteps(8)
+                x = noise(4).to(dtype)
+                for i, t in enumerate(scheduler.timesteps[:5]):
+                    level = scheduler.table.levels[i]
+                    x = scheduler.step((x.double() / level.sigma).to(dtype), t, x).prev_sample
+                    if i == 3 and in_place:
+                        x += edit
+                    elif i == 3:
+                        x = x + edit
+                found.append(x.double())
+            levels = scheduler.table.levels
+            kept = float(levels.sigma[5] / levels.sigma[4])
+            tolerance = 1e-9 if dtype == F64 else 0.1
+            assert float((found[1] - found[0]).mean()) == pytest.approx(8 * kept, rel=tolerance), solver
+
+
+BEGINS = [(DPMSolverMultistepScheduler(), orn.DPMSolverPP(order=2)), (HeunDiscreteScheduler(), orn.Heun())]
+
+
 @pytest.mark.parametrize("set_begin", [True, False])
-def test_image_to_image_begins_in_the_middle(set_begin):
+@pytest.mark.parametrize(("theirs", "solver"), BEGINS, ids=lambda v: type(v).__name__)
+def test_image_to_image_begins_in_the_middle(theirs, solver, set_begin):
     """As the img2img pipelines do: noise the image at the k-th timestep and go on from there."""
-    theirs = DPMSolverMultistepScheduler()
     unet = ExactUNet(config(theirs))
     ends = []
-    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=orn.DPMSolverPP(order=2), grid="published")):
+    for scheduler in (theirs, OrnsteinScheduler.from_config(theirs, solver=solver, grid="published")):
         scheduler.set_timesteps(12)
         times = scheduler.timesteps[5 * scheduler.order :]
         if set_begin:
             scheduler.set_begin_index(5 * scheduler.order)
         x = scheduler.add_noise(noise(seed=3), noise(seed=4), times[:1].repeat(32))
         for t in times:
-            x = scheduler.step(unet(x, t).sample, t, x).prev_sample
+            x = scheduler.step(unet(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
         ends.append(x)
     torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [None, orn.SASolver(tau=0.0), orn.DDIM(eta=1.0), orn.RK4()], ids=repr)
+def test_image_to_image_with_any_solver_is_the_loop_from_there(solver):
+    """The rest of the run is that of the solver on the rest of the grid."""
+    theirs = DDIMScheduler(clip_sample=False)
+    unet = ExactUNet(config(theirs))
+    ours = OrnsteinScheduler.from_config(theirs, solver=solver)
+    ours.set_timesteps(10)
+    begin = 5 * ours.order
+    ours.set_begin_index(begin)
+    times = ours.timesteps[begin:]
+    level = ours.table.levels[begin]
+    points = [row.level.t for row in ours.table.rows if row.on_grid and float(row.level.t) <= float(level.t)]
+    start = ours.process.corrupt(noise(seed=3), level, noise=noise(seed=4)).x
+    x, g = start, torch.Generator().manual_seed(1)
+    for t in times:
+        x = ours.step(unet(x, t).sample, t, x, generator=g).prev_sample
+    if solver == orn.DDIM(eta=1.0):
+        assert bool(x.isfinite().all())
+        return
+    model = load(unet, scheduler=theirs)
+    expected = orn.sample(model, x_init=start, solver=ours.solver, grid=torch.stack(points)).x
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+
+
+SAVED = [
+    *(orn.UniPC(order=3), orn.Restart(orn.DDIM(), intervals=((0.2, 2.0, 2),)), orn.solvers.PredictorCorrector()),
+    *(orn.DDIM(eta=0.3), orn.Heun(variable="t"), orn.solvers.Doubled(orn.DDIM())),
+]
+
+
+@pytest.mark.parametrize("solver", SAVED, ids=repr)
+def test_solvers_and_grids_are_saved_whole(tmp_path, solver):
+    grid = orn.Shifted(orn.LogSNR(end=6.0), 3.0)
+    for chosen in (grid, "published"):
+        ours = OrnsteinScheduler.from_config(DDIMScheduler(), solver=solver, grid=chosen)
+        ours.save_pretrained(tmp_path)
+        again = OrnsteinScheduler.from_pretrained(tmp_path)
+        assert (again.solver, again.grid) == (ours.solver, ours.grid)
+        ours.set_timesteps(12)
+        again.set_timesteps(12)
+        assert str(again.table) == str(ours.table)
+
+
+def test_copies_begin_anew():
+    theirs = DDIMScheduler(clip_sample=False)
+    ours = OrnsteinScheduler.from_config(theirs)
+    unet = ExactUNet(config(theirs))
+    whole = run(unet, ours, 5, noise())
+    ours.set_timesteps(5)
+    x = noise() * ours.init_noise_sigma
+    ours.step(unet(x, ours.timesteps[0]).sample, ours.timesteps[0], x)
+    torch.testing.assert_close(run(unet, copy.deepcopy(ours), 5, noise()), whole, rtol=0, atol=0)
+
+
+def test_options_override_the_published_and_no_other_is_swallowed():
+    theirs = DDIMScheduler(clip_sample=True)
+    ours = OrnsteinScheduler.from_config(theirs, grid="published", timestep_spacing="trailing", clip=False)
+    ours.set_timesteps(4)
+    assert ours.timesteps.tolist() == [999, 749, 499, 249]
+    assert ours.clip is None
+    with pytest.raises(ConfigError, match="slover is no option"):
+        OrnsteinScheduler.from_config(theirs, slover=orn.DDIM())
 
 
 def test_noise_is_added_as_the_process_does():
@@ -305,6 +399,28 @@ def test_a_saved_pipeline_comes_back_with_it(tmp_path):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def tuned(theirs):
+    process = schedule_of(theirs).process
+    table = orn.DDIM().compile(process, orn.LogSNR()(process, steps=4))
+    ours = OrnsteinScheduler.from_config(theirs, tables={4: table})
+    ours.set_timesteps(4)
+    ours.set_begin_index(2)
+    ours.step(noise(), ours.timesteps[2], noise())
+
+
+def begun(index):
+    ours = OrnsteinScheduler.from_config(DDIMScheduler())
+    ours.set_timesteps(4)
+    ours.set_begin_index(index)
+
+
+def another_batch():
+    ours = OrnsteinScheduler.from_config(DDIMScheduler(clip_sample=False), solver=orn.DDIM())
+    ours.set_timesteps(4)
+    ours.step(noise(2), ours.timesteps[0], noise(2))
+    ours.step(noise(3), ours.timesteps[1], noise(3))
+
+
 def stepped(*indices, **options):
     ours = OrnsteinScheduler.from_config(DDIMScheduler(clip_sample=False), solver=orn.DDIM(), grid="published")
     ours.set_timesteps(3)
@@ -329,6 +445,31 @@ def stepped(*indices, **options):
         ),
         (lambda: OrnsteinScheduler.from_config(DDIMScheduler()).set_timesteps(), ValueError, "one of them"),
         (lambda: OrnsteinScheduler(), ConfigError, "from_config"),
+        (lambda: tuned(DDIMScheduler()), ValueError, "begins at its first timestep"),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler(), tables=2), ConfigError, "a mapping"),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler(), tables={2: "x.json"}), ConfigError, "x.json"),
+        (lambda: OrnsteinScheduler.from_config(DDIMScheduler(), tables={2: {}}), ConfigError, "damaged"),
+        (
+            lambda: OrnsteinScheduler.from_config(DDIMScheduler(), solver={"class": "DDIM", "options": {"et": 1}}),
+            ConfigError,
+            "cannot be made",
+        ),
+        (
+            lambda: OrnsteinScheduler.from_config(DDIMScheduler(), solver=orn.solvers.AcceleratedDDPM()).set_timesteps(
+                4
+            ),
+            orn.TableError,
+            "does not begin by evaluating",
+        ),
+        (lambda: begun(100), ValueError, "begin_index=100"),
+        (lambda: another_batch(), ValueError, "another batch"),
+        (
+            lambda: OrnsteinScheduler.from_config(FlowMatchEulerDiscreteScheduler()).add_noise(
+                noise(), noise(), torch.ones(32)
+            ),
+            RuntimeError,
+            "set_timesteps",
+        ),
         (lambda: OrnsteinScheduler.from_config(DDIMScheduler().config), ConfigError, "does not name its class"),
         (lambda: OrnsteinScheduler.from_config(DDIMScheduler(), solver="ddim"), ConfigError, "such as orn.DDIM"),
         (

@@ -325,6 +325,10 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
             f"beta_schedule={kind!r} is not known: choose linear, scaled_linear, squaredcos_cap_v2 or sigmoid, "
             "or give the betas themselves as trained_betas"
         )
+    if n < 2:
+        raise ConfigError(f"num_train_timesteps={n}: a discrete-time model has at least 2")
+    if not bool(((betas > 0) & (betas < 1)).all()):
+        raise ConfigError(f"betas from {float(betas.min()):.4g} to {float(betas.max()):.4g}: they lie in (0, 1)")
     table = torch.cumprod(1 - betas, 0)
     if "snr_shift_scale" in config:
         c = float(config["snr_shift_scale"])
@@ -351,10 +355,11 @@ def config_of(scheduler: Any) -> dict[str, Any]:
         scheduler = {**scheduler.config, "_class_name": type(scheduler).__name__}
     if "_class_name" not in scheduler:
         raise ConfigError("this configuration does not name its class: give the scheduler itself, pipe.scheduler")
-    if scheduler["_class_name"] != "OrnsteinScheduler":
-        return dict(scheduler)
-    published = {name: value for name, value in scheduler.items() if name not in OWN}
-    return {**published, "_class_name": scheduler["published_class"]}
+    name = scheduler["_class_name"]
+    published = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+    if name == "OrnsteinScheduler":
+        name, published = published["published_class"], {k: v for k, v in published.items() if k not in OWN}
+    return {**published, "_class_name": name}
 
 
 def schedule_of(scheduler: Any) -> Schedule:
@@ -409,7 +414,7 @@ def schedule_of(scheduler: Any) -> Schedule:
         )
     linear = name.startswith(_IN_FRAME) and _spacing(config) == "steps"
     process = DiscreteTime(table, "linear" if linear else "log")
-    clips = config.get("clip_sample", name.startswith(("DDPM", "DDIM")))
+    clips = config.get("clip_sample", name.startswith(("DDPM", "DDIM", "CogVideoX")))
     variance = config.get("variance_type")
     return Schedule(
         process,

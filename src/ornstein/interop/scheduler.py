@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         self,
         solver: Any = None,
         grid: Any = None,
-        tables: Mapping[Any, Any] | None = None,
+        tables: Any = None,
         clip: bool = True,
         published: Mapping[str, Any] | None = None,
     ) -> None:
@@ -56,13 +57,17 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         self.schedule: Schedule = schedule_of(published)
         self.solver = _object(solver, Solver) or UniPC()
         self.grid = self.schedule.grid if grid == "published" else _object(grid, Grid) or LogSNR()
-        self.tables = {int(n): t if isinstance(t, Table) else Table.from_json(t) for n, t in (tables or {}).items()}
-        for table in self.tables.values():
+        if tables is not None and not isinstance(tables, Mapping):
+            raise ConfigError(f"tables is a mapping from numbers of steps to compiled tables: got {tables!r:.80}")
+        self.tables = {int(n): _table(table) for n, table in (tables or {}).items()}
+        for steps, table in self.tables.items():
             table.check_process(self.process)
+            if table.steps != steps:
+                raise ConfigError(f"tables has one of {table.steps} steps under {steps}")
         self.clip = self.schedule.clip if clip else None
         self.register_to_config(
             solver=_described(self.solver),
-            grid="published" if self.grid is self.schedule.grid else _described(self.grid),
+            grid="published" if self.grid == self.schedule.grid else _described(self.grid),
             tables={str(n): table.to_json() for n, table in self.tables.items()} or None,
             clip=clip,
             published_class=published["_class_name"],
@@ -79,8 +84,13 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         given = config if isinstance(config, Mapping) else getattr(config, "config", {})
         own = {name: (kwargs if name in kwargs else given)[name] for name in OWN if name in kwargs or name in given}
         own.pop("published_class", None)
-        made = cls(**own, published=config_of(config))
-        unused = {name: value for name, value in kwargs.items() if name not in OWN}
+        published = config_of(config)
+        published |= {name: value for name, value in kwargs.items() if name in published}
+        unused = {name: value for name, value in kwargs.items() if name not in OWN and name not in published}
+        if unused and not return_unused_kwargs:
+            known = ", ".join((*OWN[:-1], *published))
+            raise ConfigError(f"{', '.join(unused)} is no option of this scheduler: it has {known}")
+        made = cls(**own, published=published)
         return (made, unused) if return_unused_kwargs else made
 
     @property
@@ -92,10 +102,17 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def order(self) -> int:
-        """Evaluations a step."""
-        if self.timesteps is None or self.num_inference_steps is None:
+        """Evaluations a step: those that most steps of the table take."""
+        if self.timesteps is None:
             return 1
-        return max(1, round(len(self.timesteps) / self.num_inference_steps))
+        counts, count = [], 0
+        for kind, index in self.table.order:
+            if kind == "evaluate":
+                count += 1
+            elif self.table.rows[index].on_grid:
+                counts.append(count)
+                count = 0
+        return max(1, statistics.mode(counts))
 
     def set_timesteps(
         self,
@@ -117,8 +134,10 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
             made = self.solver.compile(self.process, self._levels(steps, timesteps, sigmas, mu))
             assert isinstance(made, Table)
             table = made
-        if table.nfe == 0:
-            raise TableError(f"{table.solver} evaluates no network")
+        if table.nfe == 0 or table.evaluations[0].register != 0:
+            raise TableError(
+                f"{table.solver} does not begin by evaluating the state that it is given, as a pipeline does"
+            )
         self.table = table
         told = self.schedule.timestep(table.levels).to(torch.float32)
         if isinstance(self.process, DiscreteTime) and bool((told == told.round()).all()):
@@ -136,6 +155,13 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._returned: Tensor | None = None
         self._state: Tensor | None = None
+        self._version = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies begin before the first step: a run cannot be copied."""
+        running = ("_stepper", "_noise", "_run", "_state", "_returned", "_step_index")
+        state = {name: value for name, value in self.__dict__.items() if name not in running}
+        return state | {"_run": None, "_state": None, "_returned": None, "_step_index": None}
 
     def _noise_level(self, level: Level) -> Tensor:
         return level.t if isinstance(self.process, Flow) else level.sigma / level.alpha
@@ -166,6 +192,8 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this place of `timesteps` (image to image): the next `step` must be that one's."""
+        if not 0 <= begin_index < len(self._known()):
+            raise ValueError(f"begin_index={begin_index}: this run has timesteps 0 to {len(self._known()) - 1}")
         self._begin_index = begin_index
 
     @property
@@ -179,11 +207,14 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
         """The first place of a timestep in `timesteps`."""
-        known = self._known() if schedule_timesteps is None else schedule_timesteps
-        found = (known == torch.as_tensor(timestep, device=known.device)).nonzero()
-        if len(found) == 0:
+        return self._places(timestep, schedule_timesteps)[0]
+
+    def _places(self, timestep: float | Tensor, known: Tensor | None = None) -> list[int]:
+        known = self._known() if known is None else known
+        found: list[int] = (known == torch.as_tensor(timestep, device=known.device)).nonzero().flatten().tolist()
+        if not found:
             raise ValueError(f"timestep {float(timestep):.6g} is none of this scheduler's {known.tolist()}")
-        return int(found[0])
+        return found
 
     def _known(self) -> Tensor:
         if self.timesteps is None:
@@ -231,33 +262,45 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
                 f"step was called with timestep {float(timestep):.6g}, but {float(known[index]):.6g} (number {index}) "
                 "is next: steps come in the order of `timesteps`, after set_timesteps"
             )
+        if self._state is not None and sample.shape != self._state.shape:
+            raise ValueError(
+                f"this run carries states of {tuple(self._state.shape)}, step was given {tuple(sample.shape)}: call "
+                "set_timesteps before another batch"
+            )
         self._noise.generator = generator
         state = self._state
-        if state is None or sample is not self._returned:
+        if state is None or sample is not self._returned or sample._version != self._version:
             state = self._stepper.replaced = sample.to(self._dtype)
         answer = self._answer(model_output.to(self._dtype), state, self.table.levels[index])
         try:
             _, following = self._run.send(answer)
         except StopIteration as stop:
             following = stop.value
+            if index + 1 < len(known):
+                raise RuntimeError("this run ended in an error: call set_timesteps before another") from stop
         self._step_index, self._state, self._returned = index + 1, following, following.to(sample.dtype)
+        self._version = self._returned._version
         if not return_dict:
             return (self._returned,)
         return SchedulerOutput(prev_sample=self._returned)
 
     def _start(self, timestep: float | Tensor, sample: Tensor) -> None:
         """Begin the table at a timestep, which stands at a point of its grid."""
-        begin = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+        begin = self._begin_index
+        if begin is None:  # of two places of one time the first is a stage of the step before
+            begin = 0 if float(timestep) == float(self._known()[0]) else self._places(timestep)[-1]
+        if begin > 0 and any(self.table is table for table in self.tables.values()):
+            raise ValueError("a table given by tables= begins at its first timestep: take a solver for image to image")
         if begin > 0:
-            row = self.table.rows[self.table.evaluations[begin].register]
             first = self.table.evaluations[begin].level
-            if not row.on_grid or row.level is None or float(row.level.t) != float(first.t):
-                raise ValueError(f"number {begin} of the timesteps stands between two points of the grid: begin at one")
             points = [row.level for row in self.table.rows if row.on_grid and row.level is not None]
-            rest = Level.stack([level for level in points if float(level.t) <= float(first.t)])
-            made = self.solver.compile(self.process, rest)
+            rest = [level for level in points if float(level.t) <= float(first.t)]
+            if not rest or float(rest[0].t) != float(first.t):
+                raise ValueError(f"number {begin} of the timesteps stands between two points of the grid: begin at one")
+            made = self.solver.compile(self.process, Level.stack(rest))
             assert isinstance(made, Table)
-            if made.nfe != self.table.nfe - begin:  # a multistep solver that starts anew may ask differently
+            asked = self.table.levels.t[begin:]  # a multistep solver that starts anew may ask differently
+            if made.levels.t.shape != asked.shape or not bool((made.levels.t == asked).all()):
                 raise ValueError(
                     f"{self.solver!r} asks for {made.nfe} evaluations from there, not {self.table.nfe - begin}"
                 )
@@ -295,12 +338,14 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise at timesteps (batch,): any of the model's for discrete time, else of this run's."""
+        known = self._known() if not isinstance(self.process, DiscreteTime) else None
         told = timesteps.detach().to("cpu", torch.float64).reshape(-1)
         if isinstance(self.process, DiscreteTime):
             level = self.process.level(self.process.time_of(told))
         else:
+            assert known is not None
             levels: Level = self.table.levels
-            level = levels[[self.index_for_timestep(t, self._known().cpu()) for t in timesteps.reshape(-1).cpu()]]
+            level = levels[[self.index_for_timestep(t, known.cpu()) for t in timesteps.reshape(-1).cpu()]]
         alpha, sigma = (broadcast(c, original_samples) for c in (level.alpha, level.sigma))
         return alpha * original_samples + sigma * noise
 
@@ -325,13 +370,27 @@ class _PipelineNoise(Noise):
         return drawn
 
 
+def _table(table: Any) -> Table:
+    """A table, or one as `Table.to_json` wrote it."""
+    if isinstance(table, Table):
+        return table
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"tables maps numbers of steps to compiled tables: got {table!r:.80}")
+    try:
+        return Table.from_json(table)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"tables holds a damaged table: {error!r}") from error
+
+
 def _described(thing: Any) -> dict[str, Any]:
     """A solver or grid as JSON: its class and its options."""
     options = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.init}
     for name, value in options.items():
         if isinstance(value, (Solver, Grid)):
             options[name] = _described(value)
-        elif not isinstance(value, (int, float, str, bool, type(None))):
+        elif _plain(value):
+            options[name] = _listed(value)
+        else:
             raise ConfigError(
                 f"{thing!r} holds {name}={value!r:.80}, which no configuration can: compile it, and give "
                 "tables={steps: table}"
@@ -347,8 +406,28 @@ def _object(described: Any, kind: type) -> Any:
         raise ConfigError(
             f"a {kind.__name__.lower()} is an object such as orn.DDIM() or orn.LogSNR(): got {described!r}"
         )
-    options = {name: _object(v, object) if isinstance(v, Mapping) else v for name, v in described["options"].items()}
-    made = getattr(solvers, described["class"])(**options)
+    options = {name: _value(v) for name, v in described.get("options", {}).items()}
+    try:
+        made = getattr(solvers, described["class"])(**options)
+    except TypeError as error:
+        raise ConfigError(f"{described['class']} cannot be made of {options}: {error}") from error
     if not isinstance(made, kind):
         raise ConfigError(f"{described['class']} is no {kind.__name__.lower()}")
     return made
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_plain, value))
+    return isinstance(value, (int, float, str, bool, type(None)))
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _value(value: Any) -> Any:
+    """An option as it was: lists were tuples, mappings solvers or grids."""
+    if isinstance(value, Mapping):
+        return _object(value, Grid if hasattr(getattr(solvers, str(value.get("class")), None), "times") else Solver)
+    return tuple(map(_value, value)) if isinstance(value, (tuple, list)) else value

@@ -235,9 +235,13 @@ def choose_steps(
     for name in ("steps", "nfe", "table"):
         if name in options:
             raise ValueError(f"choose_steps chooses {name}: give tol, solver and grid")
-    solver, grid = solver or UniPC(), grid or LogSNR()
+    solver, grid = UniPC() if solver is None else solver, LogSNR() if grid is None else grid
+    if not isinstance(solver, Solver):
+        raise ValueError(f"choose_steps takes one solver, an object such as orn.DDIM(): got {solver!r}")
     if not isinstance(grid, Grid):
-        raise ValueError(f"choose_steps needs a grid for any number of steps, such as orn.LogSNR(): got {grid!r}")
+        raise ValueError(
+            f"choose_steps needs a grid for any number of steps, such as orn.LogSNR(): got {type(grid).__name__}"
+        )
     seed = options.pop("seed", None)
     if isinstance(seed, torch.Generator):
         seed = int(torch.randint(2**62, (), generator=seed, device=seed.device).item())
@@ -251,7 +255,7 @@ def choose_steps(
         if noisy and not (isinstance(seed, Noise) and isinstance(seed, BrownianPath)):
             raise ValueError(f"{solver!r} adds noise: give seed=BrownianPath(...), one path for all runs")
         cost = sum(denoiser.cost(table.levels))
-        if before is not None and spent + cost > max_nfe:
+        if spent + cost > max_nfe:
             break
         found = sample(denoiser, shape, table=table, seed=seed, **options)
         spent += cost
@@ -264,6 +268,7 @@ def choose_steps(
         before, steps = found, 2 * steps
     if not errors:
         raise ValueError(f"max_nfe={max_nfe} allows no two runs of {start} and {2 * start} steps: raise it")
+    assert before is not None
     rate = math.log2(errors[-2] / errors[-1]) if len(errors) > 1 and errors[-1] > 0 else 0.0
     more = "the error does not fall with more steps"
     if rate > 0.3:

@@ -67,8 +67,10 @@ def multistep(
         if last:
             table.step(value, s)
         elif corrector:
-            e = table.evaluate(table.register(value, s), s)
-            x = table.step(advance(x, t, s, [*known[:corrector], e]) + noise, s)
+            predicted = table.register(value, s)
+            e = table.evaluate(predicted, s)
+            # as a change of the predicted state, so that what a caller paints into that is kept
+            x = table.step(predicted + (advance(x, t, s, [*known[:corrector], e]) + noise - value), s)
             known = [e, *known]
         else:
             x = table.step(value, s)

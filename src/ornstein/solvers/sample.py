@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ class Samples:
     x: State
     nfe: int
     seed: Any
-    table: Table | ProductTable | None
-    trajectory: State | None = None
+    table: Table | ProductTable | None = field(repr=False)
+    trajectory: State | None = field(default=None, repr=False)
     error: State | None = None
     reason: str | None = None
 
@@ -108,7 +108,7 @@ def sample(
         own: dict[str, Any] = {"solver": solver, "grid": grid, "x_init": x_init, "cond": cond, "seed": seed}
         own |= {"dtype": dtype, "device": device, "trajectory": trajectory, "hooks": hooks}
         own |= {"differentiable": differentiable, "progress": progress, "debug": debug}
-        chosen = choose_steps(denoiser, shape, tol=tol, max_nfe=nfe or 1_000, **own)
+        chosen = choose_steps(denoiser, shape, tol=tol, max_nfe=1_000 if nfe is None else nfe, **own)
         if chosen.reason is not None:
             warnings.warn(chosen.reason, stacklevel=2)
         return replace(chosen.samples, reason=chosen.reason)

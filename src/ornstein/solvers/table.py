@@ -214,6 +214,8 @@ class Table:
         every = [("row", m) for m in range(1, len(self.rows))] + [("evaluate", e) for e in range(len(self.evaluations))]
         if sorted(self.order) != sorted(every):
             raise TableError(f"{self.solver}: the order must name every row and every evaluation once")
+        if self.error is not None and self.error not in made:
+            raise TableError(f"{self.solver}: the error {self.error} is no register of this table")
         after = {Register(m) for m in range(self.result.index + 1, len(self.rows))}
         if self.rows[0].level is None or not after <= {self.error}:
             raise TableError(f"{self.solver}: the first and the last register are states, each with a level")
