@@ -111,6 +111,18 @@ def test_the_network_is_told_its_timestep_whatever_the_dtype_of_the_state():
     assert seen[0].dtype == torch.float32
 
 
+def test_nothing_finer_than_timestep_zero_is_asked_by_default():
+    """LogSNR ends there and then goes to data, however many steps; an end of one's own is taken; below timestep 0 the
+    network is still told 0."""
+    process = orn.DiscreteTime(ddpm())
+    level = orn.LogSNR()(process, steps=60)
+    assert float(level.t[-2]) == pytest.approx(1 / N)
+    assert float(level.t[-1]) == 0
+    assert float(orn.LogSNR(end=12.0)(process, steps=60).t[-2]) < 0.9 / N
+    assert float(process.timestep(process.level(0.5 / N))) == 0
+    assert float(orn.LogSNR()(orn.VP(), steps=60).t[-2]) < 2e-3  # another process goes on
+
+
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [

@@ -207,6 +207,24 @@ def test_every_spacing_and_schedule(name, options):
         torch.testing.assert_close(schedule.grid.timesteps(schedule.process, steps), told, rtol=1e-6, atol=1e-5)
 
 
+def test_clipping_is_read():
+    """On by default where diffusers' class has it on."""
+    for name in ("DDPMScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler"):
+        assert schedule_of({"_class_name": name}).clip == 1.0
+        assert theirs({"_class_name": name}).config.clip_sample is True
+    assert schedule_of({"_class_name": "DDIMScheduler", "clip_sample_range": 2.5}).clip == 2.5
+    assert schedule_of({"_class_name": "DDIMScheduler", "clip_sample": False}).clip is None
+    assert schedule_of({"_class_name": "EulerDiscreteScheduler"}).clip is None
+
+
+def test_a_zero_terminal_snr_that_their_table_would_rise_to():
+    """2^-24 stands in for 0 there; with the linear betas it is above the timestep before, and 0 itself is kept."""
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    process = schedule_of({"_class_name": "EulerDiscreteScheduler", **options}).process
+    assert process.alphas_cumprod[-1] == 0
+    assert theirs({"_class_name": "EulerDiscreteScheduler", **options}).alphas_cumprod.diff()[-1] > 0
+
+
 def test_the_interleaved_timesteps_of_two_stage_classes():
     for name, stride in (("HeunDiscreteScheduler", 1), ("KDPM2DiscreteScheduler", 0)):
         config = {"_class_name": name}
@@ -239,6 +257,8 @@ def test_what_is_no_diffusion_schedule_is_refused(name):
         ({"_class_name": "MyScheduler"}, "'MyScheduler' is not known"),
         ({"beta_schedule": "linear"}, "does not name its class"),
         (7, "got int"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}, "at least 2"),
+        ({"_class_name": "DDIMScheduler", "beta_end": 2.0}, r"lie in \(0, 1\)"),
         ({"_class_name": "DDIMScheduler", "prediction_type": "xyz"}, "prediction_type='xyz' is not known: choose from"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "cubic"}, "beta_schedule='cubic' is not known"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}, r"shape \(2,\), num_train_timesteps is 1000"),

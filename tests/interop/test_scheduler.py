@@ -116,6 +116,26 @@ def test_where_theirs_tells_the_network_a_rounded_time(theirs, told):
     assert float((run(exact, ours, 10, noise()) - run(exact, theirs, 10, noise())).abs().max()) > 1e-3
 
 
+def test_a_learned_variance():
+    """The second half of the channels, as DDPM with learned_range reads it; other solvers read the first half alone.
+    The head is sin(3x), between the two variances."""
+
+    class Learned(ExactUNet):
+        def answer(self, x, t):
+            return torch.cat([super().answer(x, t), torch.sin(3 * x)], 1)
+
+    theirs = DDPMScheduler(clip_sample=False, variance_type="learned_range")
+    unet, plain = Learned(config(theirs)), ExactUNet(config(theirs))
+    ours = OrnsteinScheduler.from_config(theirs, solver=orn.DDPM(variance="learned"), grid="published")
+    a, b = run(unet, ours, 20, noise()), run(unet, theirs, 20, noise())
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+    posterior = OrnsteinScheduler.from_config(theirs, solver=orn.DDPM(), grid="published")
+    assert float((run(unet, posterior, 20, noise()) - b).abs().max()) > 0.1
+    torch.testing.assert_close(
+        run(unet, posterior, 20, noise()), run(plain, posterior, 20, noise()), rtol=0, atol=1e-12
+    )
+
+
 def test_where_theirs_clips_half():
     """A known difference: DDIM there clips x0 and keeps the noise of the unclipped one, two answers that contradict
     each other, unless it is told `use_clipped_model_output`. Ours has one answer."""
@@ -321,11 +341,15 @@ def test_noise_is_added_as_the_process_does():
     x, z = noise(4), noise(4, seed=1)
     torch.testing.assert_close(ours.add_noise(x, z, t), theirs.add_noise(x, z, t), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(ours.get_velocity(x, z, t), theirs.get_velocity(x, z, t), rtol=1e-6, atol=1e-6)
-    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0, num_train_timesteps=500)
     own = OrnsteinScheduler.from_config(flow, solver=orn.Euler(), grid="published")
     for scheduler in (flow, own):
         scheduler.set_timesteps(10)
     at = flow.timesteps[3:4].repeat(4)
+    torch.testing.assert_close(own.get_velocity(x, z, at), z - x, rtol=0, atol=0)
+    own.set_timesteps(timesteps=[500.0, 250.0])
+    assert own.table.levels.t.tolist() == [1.0, 0.5]
+    own.set_timesteps(10)
     torch.testing.assert_close(
         own.scale_noise(x, own.timesteps[3:4].repeat(4), z), flow.scale_noise(x, at, z), rtol=1e-5, atol=1e-6
     )

@@ -320,12 +320,17 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
     def _reads_x0(self) -> bool:
         return self.clip is not None or self.schedule.precondition is not None
 
-    def _answer(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        """The network's answer as the table reads it: without a second half for the variance, with its sign, through
-        the precondition, clipped."""
+    def _answer(self, output: Tensor, x: Tensor, level: Level) -> Any:
+        """The network's answer as the table reads it: with its sign, through the precondition, clipped; a second half
+        is the head "variance"."""
         schedule = self.schedule
-        if self.schedule.variance is not None and output.shape[1] == 2 * x.shape[1]:
-            output = output[:, : x.shape[1]]
+        if schedule.variance is not None and output.shape[1] == 2 * x.shape[1]:
+            main, variance = output.chunk(2, dim=1)
+            return {"main": self._main(main, x, level), "variance": variance}
+        return self._main(output, x, level)
+
+    def _main(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+        schedule = self.schedule
         if schedule.sign < 0:
             output = -output
         if schedule.precondition is not None:
