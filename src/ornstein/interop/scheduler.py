@@ -118,12 +118,12 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Compile the table of so many solver steps; or of given timesteps, or given sigmas (as this model's published
-        scheduler reads them: before the shift for flows, sigma/alpha with or without the last 0 otherwise)."""
+        """Compile the table of so many solver steps, or of given timesteps, or of given sigmas: lists of numbers, as this
+        model's published scheduler reads them (before the shift for flows, else sigma/alpha, a last 0 or none)."""
         given = [v for v in (timesteps, sigmas) if v is not None]
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("give num_inference_steps, timesteps or sigmas: one of them")
@@ -166,9 +166,7 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
     def _noise_level(self, level: Level) -> Tensor:
         return level.t if isinstance(self.process, Flow) else level.sigma / level.alpha
 
-    def _levels(
-        self, steps: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
-    ) -> Level:
+    def _levels(self, steps: int, timesteps: Any, sigmas: Any, mu: float | None) -> Level:
         """The grid's levels, or those of given timesteps, or of given sigmas before data."""
         grid, process = self.grid, self.process
         if isinstance(grid, PublishedGrid) and mu is not None:
