@@ -122,8 +122,8 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Compile the table of so many solver steps, or of given timesteps, or of given sigmas: lists of numbers, as this
-        model's published scheduler reads them (before the shift for flows, else sigma/alpha, a last 0 or none)."""
+        """Compile the table of so many solver steps, or of given timesteps, or of given sigmas: lists of numbers, as
+        this model's published scheduler reads them (before the shift for flows, else sigma/alpha, a last 0 or none)."""
         given = [v for v in (timesteps, sigmas) if v is not None]
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("give num_inference_steps, timesteps or sigmas: one of them")
