@@ -54,3 +54,18 @@ def test_image_to_image_and_inpainting_with_the_default_solver():
     assert all(bool(latents.isfinite().all()) for latents in made)
     known = load(case.pipe).scaling.encode(image).detach()
     assert apart(made[1], known) < 0.5 * apart(made[0], known)
+
+
+@pytest.mark.parametrize("solver", [orn.UniPC(), orn.DDIM(), orn.DDPM(), orn.Heun()], ids=repr)
+def test_ddpm_pipeline_with_our_scheduler_gives_what_our_loop_gives(solver):
+    """Pixels: the same first noise, and the same draws after it, from one generator; images in [0, 1]."""
+    pipe = tiny.quiet(diffusers.DDPMPipeline(tiny.unet(), diffusers.DDPMScheduler(clip_sample=False)))
+    model = load(pipe)
+    before = pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=6, output_type="pt")
+    pipe.scheduler = OrnsteinScheduler.from_config(pipe.scheduler, solver=solver)
+    made = pipe(batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=6, output_type="pt")
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *model.event, generator=drawn)
+    out = orn.sample(model, x_init=x, solver=solver, steps=6, seed=drawn)
+    assert apart(out.x.clamp(0, 1), made.images) < 1e-4
+    assert apart(before.images, made.images) > 1e-3
