@@ -4,7 +4,8 @@ import diffusers
 import pytest
 import tiny
 import torch
-from test_load import FAMILIES, STEPS, apart, theirs
+from test_load import FAMILIES, STEPS, apart, ours, theirs
+from test_schedule import CONFIGS
 
 import ornstein as orn
 from ornstein.interop import OrnsteinScheduler, load
@@ -69,3 +70,43 @@ def test_ddpm_pipeline_with_our_scheduler_gives_what_our_loop_gives(solver):
     out = orn.sample(model, x_init=x, solver=solver, steps=6, seed=drawn)
     assert apart(out.x.clamp(0, 1), made.images) < 1e-4
     assert apart(before.images, made.images) > 1e-3
+
+
+FORMULA = {
+    "DDIMScheduler": orn.DDIM(),
+    "DDPMScheduler": orn.DDPM(),
+    "EulerDiscreteScheduler": orn.DDIM(),
+    "FlowMatchEulerDiscreteScheduler": orn.Euler(),
+    "DPMSolverMultistepScheduler": orn.DPMSolverPP(),
+    "CogVideoXDDIMScheduler": orn.DDIM(),
+}
+OF = {
+    "StableDiffusion": ["stable_diffusion_2_1"],
+    "StableDiffusion3": ["stable_diffusion_3_5_large", "stable_diffusion_3_medium"],
+    "AuraFlow": ["auraflow"],
+    "CogVideoX": ["cogvideox_2b", "cogvideox_5b"],
+    "DiT": ["dit_xl_2_256"],
+    "PixArtAlpha": ["pixart_alpha_xl_2"],
+    "Lumina2": ["lumina_image_2_0"],
+    "HunyuanDiT": ["hunyuan_dit"],
+    "StableDiffusionXL": ["sdxl_base_1_0", "kolors"],
+}
+
+
+@pytest.mark.parametrize(("name", "fixture"), [(name, f) for name, found in OF.items() for f in found])
+def test_published_configurations_on_networks_of_their_class(name, fixture):
+    """A tiny random network of the class, in its unmodified pipeline with the scheduler built from the published
+    configuration, beside our loop with the same formula on the times read from it."""
+    config = {**CONFIGS[fixture], "clip_sample": False}
+    make, _ = FAMILIES[name]
+    case = make(FORMULA[config["_class_name"]])
+    case.pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    model = load(case.pipe, null=case.null)
+    kind = "latent" if case.latents else "pt"
+    made = theirs(case, kind, 1.0)
+    codec = model.scaling
+    grid = model.schedule.grid
+    case.x = case.x * grid.start_scale(grid(model.process, STEPS)[0])  # 1 for flows
+    z = ours(case, model, 1.0)
+    own = case.pack(z) if case.latents else codec.decode(z).detach().clamp(0, 1)
+    assert apart(own, made) < 1e-4
