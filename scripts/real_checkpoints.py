@@ -141,7 +141,8 @@ def judge(name: str, asked: argparse.Namespace) -> Path:
     options: dict[str, Any] = {}
     if not Path(name).exists():
         options = {"local_files_only": asked.offline, "revision": asked.revision}
-    pipe = orn.load(name, dtype=DTYPES[asked.dtype], device=asked.device, **options).pipeline
+    loaded: Any = orn.load(name, dtype=DTYPES[asked.dtype], device=asked.device, **options)
+    pipe = loaded.pipeline
     if type(pipe).__name__ not in INPUTS:
         kind = "no pipeline" if pipe is None else f"a {type(pipe).__name__}"
         raise ValueError(f"{name} is {kind}: this script knows {', '.join(INPUTS)}")

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ornstein.cli.app import run
+from ornstein.data import load_data
 from ornstein.io import load_tensors
-from ornstein.report.data import load_split
 from ornstein.report.judge import Goal, goals
 from ornstein.report.names import SOLVERS, nearest
 from ornstein.report.restoration import damage, psnr
@@ -22,7 +22,7 @@ from ornstein.report.run import SOLVERS as MADE
 from ornstein.report.run import Run
 from ornstein.report.wrong_labels import wrong
 
-COMMANDS = ("quickstart", "train", "sample", "evaluate", "papers", "certify")
+COMMANDS = ("quickstart", "train", "sample", "evaluate", "runs", "papers", "certify")
 TINY = ["--steps", "4", "--batch-size", "8"]
 
 
@@ -94,7 +94,7 @@ def test_a_missing_typer_is_named() -> None:
         (["train", "--net", "unte"], ["net.kind 'unte'", "'unet'"]),
         (["sample", "absent"], ["absent is no run"]),
         (["sample", "absent", "--solver", "dpmp"], ["unknown solver 'dpmp'", "'dpmpp'"]),
-        (["sample", "absent", "--out", "x.jpg"], ["x.jpg", ".npz or .png"]),
+        (["sample", "absent", "--out", "x.jpg"], ["x.jpg", ".npz, .png"]),
         (["evaluate", "absent"], ["absent is no run"]),
         (["evaluate", "absent", "--solver", "hen"], ["unknown solver 'hen'", "'heun'"]),
         (["evaluate"], ["run"]),
@@ -158,16 +158,17 @@ def test_debug_shows_where(tmp_path: Path) -> None:
 def test_bad_data_are_refused(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        load_split(str(tmp_path / "bad.npz"), 0.2)
+        load_data(str(tmp_path / "bad.npz")).split(0.2)
     (tmp_path / "torn.npz").write_bytes((tmp_path / "bad.npz").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"no \.npz file"):
-        load_split(str(tmp_path / "torn.npz"), 0.2)
+        load_data(str(tmp_path / "torn.npz"))
 
 
 def test_train_sample_evaluate(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "one"
     assert run(["train", "--data", str(small), "--out", str(folder), *TINY]) == 0
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "checkpoint.safetensors"}
+    names = {"config.yaml", "space.json", "checkpoint.safetensors", "timing.json", "watch"}
+    assert {path.name for path in folder.iterdir()} == names
 
     # resume is the default, and a complete run stays as it is; another run does not slip in under its name
     before = (folder / "checkpoint.safetensors").read_bytes()
@@ -198,7 +199,8 @@ def test_train_sample_evaluate(small: Path, tmp_path: Path, capsys: pytest.Captu
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics["figures"]) <= set(metrics["references"])
     assert metrics["references"]["label_accuracy"] == 1.0  # the classes are six deviations apart
-    assert np.load(folder / "samples.npz")["x"].shape == (8, 2)
+    (shard,) = folder.glob("samples/*/shard-00000.npz")
+    assert np.load(shard)["x"].shape == (8, 2)
     assert self_contained((folder / "report.html").read_text())
 
 
@@ -213,7 +215,7 @@ def test_the_saved_model_is_the_averaged_one(small: Path, tmp_path: Path) -> Non
     # and it knows the data's units: 6 y + noise has mean 3 and standard deviation sqrt(10)
     assert model.scaling is not None
     assert opened.scaling is not None
-    assert float(opened.scaling.mean) == float(made.split.train.mean())
+    assert float(opened.scaling.mean) == float(made.split.train.rows()[0].mean())
 
 
 @pytest.mark.parametrize("net", ["unet", "dit"])
@@ -245,7 +247,7 @@ def test_quickstart_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert said.count("FAIL") == 3  # a dozen steps learn nothing, and the goals say so
     assert str(folder / "report.html") in said
-    names = {"config.yaml", "checkpoint.safetensors", "metrics.json", "samples.npz", "report.html"}
+    names = {"config.yaml", "checkpoint.safetensors", "metrics.json", "samples", "report.html"}
     assert names <= {path.name for path in folder.iterdir()}
     page = (folder / "report.html").read_text()
     assert self_contained(page)

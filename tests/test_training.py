@@ -362,7 +362,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_every_epoch_has_every_item_once() -> None:
     feed = TensorFeed(torch.arange(10.0), None, 4, seed=3)
-    drawn = torch.cat([feed(step)[0] for step in range(10)]).reshape(4, 10)
+    drawn = torch.cat([feed(step, feed.share(step, 0, 1))[0] for step in range(10)]).reshape(4, 10)
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in drawn)
     assert len({tuple(epoch.tolist()) for epoch in drawn}) == 4
     assert torch.equal(TensorFeed(torch.arange(10.0), None, 4, seed=3)(6)[0], drawn.flatten()[24:28])
@@ -438,8 +438,9 @@ def test_every_step_has_its_own_randomness() -> None:
 def test_drop_rate() -> None:
     n = 20_000
     model = orn.Denoiser(Zero(), orn.Flow(), null={"label": -1, "image": 0.5})
+    every = Share(0, n, n)
     cond = {"label": torch.arange(n), "image": torch.ones(n, 2), "kept": torch.ones(n)}
-    after = dropper(model, {"label": 0.3, "image": 0.1})(cond, 1)
+    after = dropper(model, {"label": 0.3, "image": 0.1})(cond, 1, every)
     label, image = after["label"] == -1, after["image"][:, 0] == 0.5
     for gone, p in ((label, 0.3), (image, 0.1), (label & image, 0.03)):  # and independently of each other
         assert abs(float(gone.double().mean()) - p) < 5 * math.sqrt(p * (1 - p) / n)
@@ -448,8 +449,8 @@ def test_drop_rate() -> None:
     assert after["kept"] is cond["kept"]
     assert after["label"].dtype == torch.long
     assert torch.equal(cond["label"], torch.arange(n))
-    assert not torch.equal(dropper(model, {"label": 0.3})(cond, 2)["label"] == -1, label)
-    assert bool((dropper(model, {"label": 1.0})(cond, 0)["label"] == -1).all())
+    assert not torch.equal(dropper(model, {"label": 0.3})(cond, 2, every)["label"] == -1, label)
+    assert bool((dropper(model, {"label": 1.0})(cond, 0, every)["label"] == -1).all())
 
 
 def test_learns_what_no_linear_denoiser_can() -> None:

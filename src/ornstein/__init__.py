@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import data as data
+    from . import density as density
     from . import exact as exact
     from . import guidance as guidance
     from . import interop as interop
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
     from . import nets as nets
     from . import solvers as solvers
     from . import training as training
+    from .data import Data as Data
+    from .data import load_data as load_data
     from .denoiser import BaseDenoiser as BaseDenoiser
     from .denoiser import Codec as Codec
     from .denoiser import Denoiser as Denoiser
     from .denoiser import EDMPrecondition as EDMPrecondition
     from .denoiser import Scaling as Scaling
+    from .density import log_likelihood as log_likelihood
     from .errors import CheckpointError as CheckpointError
     from .errors import NonFiniteError as NonFiniteError
     from .errors import TableError as TableError
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from .guidance import Autoguidance as Autoguidance
     from .guidance import Guided as Guided
     from .interop import load as load
+    from .interop import save as save
     from .prediction import Prediction as Prediction
     from .processes import EDM as EDM
     from .processes import VE as VE
@@ -98,12 +104,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "": "exact guidance interop metrics nets solvers training",
+    "": "data density exact guidance interop metrics nets solvers training",
+    "data": "Data load_data",
     "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Scaling",
+    "density": "log_likelihood",
     "errors": "CheckpointError NonFiniteError TableError ViewError",
     "flow_map": "FlowMap",
     "guidance": "Autoguidance CFG Guided",
-    "interop": "load",
+    "interop": "load save",
     "prediction": "Prediction",
     "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
     "random": "Noise derive",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ._types import VIEWS, Cond, State, View
 from .errors import ViewError
+from .io.recipe import Recorded
 from .numerics.tree import check_batch, parts
 from .prediction import Output, heads_of, predict
 from .processes import GaussianProcess, Level, Process, broadcast
@@ -108,8 +109,11 @@ class EDMPrecondition:
         return 1 / s, level.alpha * self.sigma_data**2 / s**2, level.sigma * self.sigma_data / s, c_noise
 
 
-class Codec(nn.Module, ABC):
+class Codec(Recorded, nn.Module, ABC):
     """The user's data and the model's states, each from the other: a `Scaling`, or a latent model's autoencoder."""
+
+    missing: ClassVar[bool] = False
+    """Whether NaN in the user's data stands for a value that is missing, of which `encode` makes a finite state."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:

@@ -17,3 +17,7 @@ class TableError(ValueError):
 
 class NonFiniteError(FloatingPointError):
     """A sampler met NaN or infinity; the message names the step."""
+
+
+class DivergenceWarning(UserWarning):
+    """A training loss has risen far above what it was; the message names the step."""

@@ -48,6 +48,29 @@ class Interval:
     end: float | tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Rows `start` to `stop` of a batch of `total`: what one process, or one pass of accumulation, takes of it.
+
+    What is drawn for a batch is drawn for all of it and then cut, so it does not depend on how the batch is shared.
+    """
+
+    start: int
+    stop: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= self.total:
+            raise ValueError(f"a share of {self.total} rows lies among them: got {self.start} to {self.stop}")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """The share of a tensor (total, ...)."""
+        return rows[self.start : self.stop]
+
+
 class Noise:
     """A stream of standard normal tensors for one run.
 
@@ -59,11 +82,21 @@ class Noise:
             whatever the batch; drawn on the host in blocks), or None (a fresh seed, readable as `.seed`).
         batch: number of samples; must match per-sample seeds.
         dtype, device: of the tensors returned.
+        share: of a larger batch, whose numbers for an int or generator are drawn and cut.
     """
 
     def __init__(
-        self, seed: Seed = None, *, batch: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self,
+        seed: Seed = None,
+        *,
+        batch: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        share: Share | None = None,
     ) -> None:
+        if share is not None and len(share) != batch:
+            raise ValueError(f"a share of {len(share)} rows for a batch of {batch}")
+        self.share = share
         self.batch, self.dtype, self.device = batch, dtype, torch.device(device)
         if seed is None:
             seed = fresh_seed()
@@ -100,7 +133,9 @@ class Noise:
         if isinstance(self.seed, tuple):
             drawn = self._per_sample(shape[1:])
         else:
-            drawn = torch.randn(shape, generator=self._generator, device=self._generator.device, dtype=torch.float32)
+            whole = shape if self.share is None else (self.share.total, *shape[1:])
+            drawn = torch.randn(whole, generator=self._generator, device=self._generator.device, dtype=torch.float32)
+            drawn = drawn if self.share is None else self.share(drawn)
         return drawn.to(device=self.device, dtype=self.dtype)
 
     def increment(self, shape: Sequence[int], interval: Interval) -> Tensor:

@@ -296,7 +296,7 @@ def test_image_to_image_with_any_solver_is_the_loop_from_there(solver):
 
 SAVED = [
     *(orn.UniPC(order=3), orn.Restart(orn.DDIM(), intervals=((0.2, 2.0, 2),)), orn.solvers.PredictorCorrector()),
-    *(orn.DDIM(eta=0.3), orn.Heun(variable="t"), orn.solvers.Doubled(orn.DDIM())),
+    *(orn.DDIM(eta=0.3), orn.Heun(variable="t"), orn.solvers.DEIS(order=2)),
 ]
 
 

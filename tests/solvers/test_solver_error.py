@@ -1,6 +1,8 @@
 """Error bars: the estimate covers the distance to the exact flow, is not useless, and a budget is chosen by it."""
 
 import functools
+import itertools
+import math
 
 import pytest
 import torch
@@ -15,59 +17,139 @@ def high_dimensional():
     return orn.exact.GaussianMixture(normal(8, 64, seed=1), torch.full((8,), 0.3, dtype=F64))
 
 
-WORLDS = {"ring": ring(), "64": high_dimensional()}
+def low_rank():
+    """Four modes in 16 dimensions, each spread in three directions and 0.05 beside them."""
+    factors = normal(4, 16, 3, seed=6) * torch.tensor([0.5, 0.3, 0.15], dtype=F64)
+    return orn.exact.GaussianMixture(normal(4, 16, seed=5), 0.05, factors=factors)
+
+
+def gaussian():
+    """Normal data, standard deviations from 1.5 to 0.03."""
+    turn = torch.linalg.qr(normal(6, 6, seed=8))[0]
+    std = torch.tensor([1.5, 1.0, 0.6, 0.3, 0.1, 0.03], dtype=F64)
+    return orn.exact.Gaussian(normal(6, seed=9), cov=turn @ torch.diag(std**2) @ turn.T)
+
+
+WORLDS = {"ring": ring(), "64": high_dimensional(), "low-rank": low_rank(), "gaussian": gaussian()}
 PROCESSES = [orn.VP(), orn.EDM(), orn.Flow()]
+OFFERED = [
+    orn.DDIM(),
+    Heun(),
+    orn.DPMSolverPP(order=2),
+    orn.DPMSolverPP(order=3),
+    orn.solvers.DPMSolver(order=2),
+    UniPC(),
+    UniPC(order=3),
+    orn.solvers.DEIS(),
+]
 
 
 @functools.cache
 def start_and_truth(name, process):
     world = WORLDS[name]
     x = process.prior((128, *world.event), seed=0, dtype=F64)
-    return x, world.flow(process, x, 1.0, 0.0, rtol=1e-7, atol=1e-8)
+    return x, world.flow(process, x, 1.0, 0.0, rtol=1e-8, atol=1e-9)
 
 
-def estimate(name, process, solver, steps):
-    """(share of samples whose distance to the exact flow is covered, median of estimate over distance)"""
+def ratios(name, process, solver, steps, grid=None):
+    """Estimate over distance to the exact flow, a sample each."""
     x, truth = start_and_truth(name, process)
-    out = orn.sample(WORLDS[name].denoiser(process), x_init=x, solver=solver, steps=steps)
-    ratio = out.error / (out.x - truth).square().mean(1).sqrt()
-    return float((ratio >= 1).double().mean()), float(ratio.median())
+    out = orn.sample(WORLDS[name].denoiser(process), x_init=x, solver=solver, grid=grid, steps=steps)
+    return out.error / (out.x - truth).square().mean(1).sqrt()
+
+
+def covered(ratio):
+    return float((ratio >= 1).double().mean())
+
+
+# The stated level, less one standard deviation of a share of 0.9 among 128 samples. Every cell of the full table (24
+# solvers, these worlds and processes, 8 to 50 steps) is at 0.9 or above without it.
+LEVEL = 0.9 - (0.9 * 0.1 / 128) ** 0.5
+# The bar is at most 2 sqrt(2) times the carried defects. A bar carries them as data of standard deviation 1 would, the
+# flow into a mode shrinks them to the mode's, at least 0.15 where most dimensions are: 2 sqrt(2)/0.15 = 19. A judge of
+# one order less sees a defect larger than the solver's own, by 5 for the line against the parabola (Adams' constants
+# 5/12 and 1/12): so up to 95 from order 2 on, and 19 for order 1.
+SHARP = {1: 19.0, 2: 95.0}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("name", WORLDS)
+def test_embedded_covers_the_truth_for_nothing(name, process):
+    """Nine samples in ten, from the fewest steps that are allowed, and bars that say something."""
+    for solver in OFFERED:
+        for steps in (8, 25) if solver in (orn.DDIM(), UniPC()) else (8 + 2 * len(name),):  # 12 to 24
+            ratio = ratios(name, process, Embedded(solver), steps)
+            assert covered(ratio) >= LEVEL, (solver, steps)
+            assert 1 < float(ratio.median()) < SHARP[1 if solver == orn.DDIM() else 2], (solver, steps)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 @pytest.mark.parametrize("name", WORLDS)
 def test_doubled_covers_the_truth(name, process):
-    """At least 90 % of 128 samples from 10 to 50 steps, and a median ratio below 10: orders 1 and 2."""
-    for solver in (orn.DDIM(), orn.DPMSolverPP(order=2)):
-        for steps in (10, 20, 50):
-            covered, ratio = estimate(name, process, Doubled(solver), steps)
-            assert covered >= 0.9, (solver, steps)
-            assert 1 < ratio < 10, (solver, steps)
+    for solver in (orn.DDIM(), orn.DPMSolverPP(order=2), UniPC(), orn.DPMSolverPP(order=3)):
+        for steps in (8, 20):
+            ratio = ratios(name, process, Doubled(solver), steps)
+            assert covered(ratio) >= LEVEL, (solver, steps)
+            assert 1 < float(ratio.median()) < SHARP[1 if solver == orn.DDIM() else 2], (solver, steps)
 
 
-@pytest.mark.parametrize("process", [orn.VP(), orn.Flow()], ids=repr)
-@pytest.mark.parametrize("name", WORLDS)
-def test_embedded_covers_the_truth_for_nothing(name, process):
-    """The same, for DDIM and Heun from 10 steps and order 2 from 20. At 10 steps of order 2 on the ring it does not,
-    which its documentation says: its step is too long there. Solvers that it does not cover are refused."""
-    cases = [(orn.DDIM(), n) for n in (10, 50)] + [(Heun(), n) for n in (10, 50)]
-    for solver, steps in [*cases, (orn.DPMSolverPP(order=2), 20), (orn.DPMSolverPP(order=2), 50)]:
-        covered, ratio = estimate(name, process, Embedded(solver), steps)
-        assert covered >= 0.9, (solver, steps)
-        assert 1 < ratio < 10, (solver, steps)
-    if name == "ring":
-        assert estimate(name, process, Embedded(orn.DPMSolverPP(order=2)), 10)[0] < 0.9
-    for solver in (UniPC(), orn.DPMSolverPP(order=3)):
-        with pytest.raises(ValueError, match="take Doubled"):
-            estimate(name, process, Embedded(solver), 20)
+class Bare(orn.Solver):
+    """The rival: DDIM, and the plain sum of what Heun's step differs by."""
+
+    def write(self, table, grid):
+        x, p, total = table.state, table.evaluate(table.state, grid[0]), None
+        for t, s in itertools.pairwise(grid):
+            left = s.sigma / t.sigma
+            y = table.step(left * x + (s.alpha - left * t.alpha) * p.x0, s)
+            if float(s.sigma) > 0:
+                e = table.evaluate(y, s)
+                difference = (s.alpha - left * t.alpha) / 2 * (e.x0 - p.x0)
+                total = table.register(difference if total is None else total + difference)
+                x, p = y, e
+        table.error(table.register(1.0 * total))
+
+
+@pytest.mark.parametrize("solver", [orn.DDIM(), Heun()], ids=repr)
+def test_what_is_left_out_is_missed(solver):
+    """Without the factor of 2 fewer than nine in ten are covered, and by the plain sum of differences too."""
+    name, process, steps = "low-rank", orn.VP(), 30
+    assert covered(ratios(name, process, Embedded(solver), steps)) >= LEVEL
+    assert covered(ratios(name, process, Embedded(solver, safety=1.0), steps)) < LEVEL
+    assert covered(ratios(name, process, Bare(), steps)) < LEVEL
+
+
+def test_a_corrector_is_not_judged_by_itself():
+    """By the parabola that UniPC of order 2 corrects with, 85 % are covered here."""
+    assert covered(ratios("64", orn.VP(), Embedded(UniPC()), 60, orn.Quadratic())) >= 0.9
+
+
+@pytest.mark.parametrize("wrap", [Embedded, Doubled])
+def test_steps_too_long_have_no_bar(wrap):
+    """Where it would not cover, it says so: long steps, and a long jump to data. A first step that is all noise may be
+    long."""
+    oracle, x = WORLDS["ring"].denoiser(orn.VP()), normal(3, 2)
+    for grid, steps in ((orn.LogSNR(), 5), (orn.Karras(), 12)):
+        with pytest.raises(ValueError, match=r"no error bar that covers: .* more than 0.85"):
+            orn.sample(oracle, x_init=x, solver=wrap(UniPC()), grid=grid, steps=steps)
+    with pytest.raises(ValueError, match="jumps to data"):
+        orn.sample(oracle, x_init=x, solver=wrap(UniPC()), grid=orn.Uniform(), steps=8)
+    assert orn.sample(oracle, x_init=x, solver=wrap(UniPC()), steps=8).error.shape == (3,)
+
+
+def test_a_table_with_a_bar_is_kept_in_a_file(tmp_path):
+    process = orn.VP()
+    oracle, x = WORLDS["ring"].denoiser(process), normal(3, 2)
+    table = Embedded(UniPC()).compile(process, orn.LogSNR()(process, steps=9))
+    table.save(tmp_path / "table.json")
+    kept = orn.Table.load(tmp_path / "table.json")
+    assert torch.equal(*(orn.sample(oracle, x_init=x, table=own).error for own in (table, kept)))
 
 
 @pytest.mark.parametrize("wrap", [Embedded, Doubled])
 def test_the_samples_are_those_of_the_solver(wrap):
     """The wrapper only watches: the same samples and trajectory; what it costs is counted."""
     x = normal(5, 2)
-    others = [orn.DPMSolverPP(order=2)] if wrap is Embedded else [UniPC(), orn.DPMSolverPP(order=3)]
-    for solver in (orn.DDIM(), Heun(), *others):
+    for solver in (orn.DDIM(), Heun(), UniPC(), orn.DPMSolverPP(order=3), orn.solvers.DEIS()):
         for process, grid in ((orn.Flow(), orn.LogSNR()), (orn.VP(), orn.LogSNR(end=4.0, to_data=False))):
             options = {"x_init": x, "grid": grid, "steps": 9, "trajectory": True}
             plain = orn.sample(WORLDS["ring"].denoiser(process), solver=solver, **options)
@@ -88,7 +170,7 @@ def test_the_estimates_are_what_their_equations_say():
     """One Gaussian, two steps of DDIM, by hand."""
     process, c = orn.VP(), 0.4
     world = orn.exact.Gaussian(torch.zeros(1, dtype=F64), cov=torch.full((1, 1), c, dtype=F64))
-    grid = process.level([0.8, 0.5, 0.2])
+    grid = process.level([0.6, 0.5, 0.4])
     x = torch.tensor([[1.3]], dtype=F64)
 
     def x0(x, level):
@@ -102,31 +184,37 @@ def test_the_estimates_are_what_their_equations_say():
     out = orn.sample(world.denoiser(process), x_init=x, solver=Doubled(orn.DDIM()), grid=grid)
     torch.testing.assert_close(out.error, 2 * (z - jump).abs().flatten())
 
-    def rule(x, t, s, a, b):
-        # sigma_s (x/sigma_t + int x0 dq), x0 linear in lambda = log q from a at t to b at s, q = alpha/sigma
-        q = torch.linspace(float((t.alpha / t.sigma).log()), float((s.alpha / s.sigma).log()), 20_001, dtype=F64).exp()
-        share = (q.log() - q[0].log()) / (q[-1].log() - q[0].log())
-        return s.sigma * (x / t.sigma + torch.trapezoid(a + (b - a) * share, q))
+    def rule(x, t, s, values):
+        # sigma_s (x/sigma_t + int x0 dq), x0 a polynomial in lambda = log q through the values, q = alpha/sigma
+        where = [(level.alpha / level.sigma).log() for level in grid]
+        u = torch.linspace(float((t.alpha / t.sigma).log()), float((s.alpha / s.sigma).log()), 20_001, dtype=F64)
+        total = torch.zeros_like(u)
+        for i in range(len(values)):
+            others = [j for j in range(len(values)) if j != i]
+            total += values[i] * math.prod((u - where[j]) / (where[i] - where[j]) for j in others)
+        return s.sigma * (x / t.sigma + torch.trapezoid(total, u.exp()))
 
-    first = rule(x, grid[0], grid[1], x0(x, grid[0]), x0(y, grid[1])) - y
-    second = rule(y, grid[1], grid[2], x0(y, grid[1]), x0(z, grid[2])) - z
+    answers = [float(x0(x, grid[0])), float(x0(y, grid[1])), float(x0(z, grid[2]))]
+    first = rule(x, grid[0], grid[1], answers[:2]) - y
+    second = rule(y, grid[1], grid[2], answers) - z
     v = 0.7**2
     carried = torch.sqrt((grid[2].alpha ** 2 * v + grid[2].sigma ** 2) / (grid[1].alpha ** 2 * v + grid[1].sigma ** 2))
+    expected = 3 * torch.sqrt((carried * first + second) ** 2 + (carried * first) ** 2 + second**2)
     out = orn.sample(world.denoiser(process), x_init=x, solver=Embedded(orn.DDIM(), 0.7, 3.0), grid=grid)
-    torch.testing.assert_close(out.error, 3 * (carried * first + second).abs().flatten(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(out.error, expected.flatten(), rtol=1e-6, atol=1e-9)
 
 
 def test_the_first_and_the_last_step_have_estimates_too():
     """From alpha = 0 and to sigma = 0, one step each: the estimate is the true error to leading order; for a Gaussian
-    x0 is linear in alpha/sigma at one end and in (sigma/alpha)^2 at the other. The step before the last is
-    short, so that its own error does not stand between the two answers that the last is judged by."""
+    x0 is linear in alpha/sigma at one end and in (sigma/alpha)^2 at the other. The step before the last is short; one
+    defect counts twice, in the sum and in the spread: sqrt(2)."""
     process, c = orn.Flow(), 0.5
     world = orn.exact.Gaussian(torch.zeros(1, dtype=F64), cov=torch.full((1, 1), c, dtype=F64))
     x = torch.tensor([[1.3]], dtype=F64)
     for times in ([1.0, 0.97], [0.0305, 0.03, 0.0]):
         out = orn.sample(world.denoiser(process), x_init=x, solver=Embedded(orn.DDIM(), safety=1.0), grid=times)
         truth = world.flow(process, x, times[0], times[-1])
-        assert float(out.error) == pytest.approx(float((out.x - truth).abs()), rel=0.1)
+        assert float(out.error) == pytest.approx(2**0.5 * float((out.x - truth).abs()), rel=0.1)
 
 
 def test_choose_steps():
@@ -170,9 +258,12 @@ def test_what_they_refuse():
         (Doubled(orn.DDIM(eta=1.0)), "adds noise"),
     ):
         with pytest.raises(ValueError, match=match):
-            orn.sample(oracle, x_init=x, solver=solver, steps=4)
+            orn.sample(oracle, x_init=x, solver=solver, steps=9)
     with pytest.raises(ValueError, match="at least 2 steps"):
         orn.sample(oracle, x_init=x, solver=Doubled(orn.DDIM()), steps=1)
+    for other in (orn.solvers.RK4(), orn.solvers.SASolver(), UniPC(order=4), UniPC(predicts="noise")):
+        with pytest.raises(ValueError, match="take Doubled"):
+            Embedded(other)
     with pytest.raises(ValueError, match="data_std must be positive"):
         Embedded(orn.DDIM(), data_std=0.0)
     for bad, match in (

@@ -9,8 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ornstein as orn
 from ornstein.solvers import Loop, Solver
-from ornstein.solvers.program import Combine
-from ornstein.solvers.table import Output
 from worlds import F64, normal, ring
 
 STEPS, BATCH = 20, 16
@@ -74,36 +72,30 @@ def make(name):
     return GIVEN[name]() if name in GIVEN else table_solvers()[name]()
 
 
-def read_by(table):
-    """The view that most coefficients of a table multiply."""
-    views = Counter(atom.view for row in table.rows for atom in row.terms if isinstance(atom, Output))
-    return views.most_common(1)[0][0]
-
-
-def arrays(table):
-    """Coefficients that are tensors: a product and a sum each, where a number takes one call for both."""
-    return sum(isinstance(c, torch.Tensor) and c.dim() > 0 for row in table.rows for c in row.terms.values())
+VIEWS = ("x0", "noise", "velocity", "v", "score")
 
 
 @pytest.mark.parametrize("name", table_solvers())
 def test_calls_are_bounded_by_the_coefficients(name):
-    """With a network that predicts what the table reads: at most one call for each coefficient and six more a step,
-    the network's own among them, and none that waits for the device."""
+    """Whatever the network predicts: at most one call for each coefficient of the table and six more a step, noise and
+    conversions among them, and none that waits for the device. The network's own call is no call of the loop."""
     solver = make(name)
-    table, _, count = run(solver, read_by(solver.compile(FLOW, GRID(FLOW, steps=STEPS))))
-    assert sum(count.calls[sync] for sync in Count.SYNC) == 0
-    assert table.nfe <= count.calls.total() <= table.nonzeros + arrays(table) + 6 * table.steps
+    for predicts in VIEWS:
+        table, _, count = run(solver, predicts)
+        assert sum(count.calls[sync] for sync in Count.SYNC) == 0
+        assert 0 < count.calls.total() - table.nfe <= table.nonzeros + 6 * table.steps, predicts
 
 
 @pytest.mark.parametrize("name", table_solvers())
-def test_another_view_costs_its_coefficients_only(name):
-    """A network that predicts the velocity: conversions are coefficients of the program that is run, nothing beside."""
-    table, loop, count = run(make(name), "velocity")
-    assert sum(count.calls[sync] for sync in Count.SYNC) == 0
-    terms = [step.terms for step in loop._program.steps if isinstance(step, Combine)]
-    tensors = sum(isinstance(c, torch.Tensor) for row in terms for _, c in row)
-    inputs = sum(len(row.inputs) for row in table.rows)
-    assert table.nfe <= count.calls.total() <= sum(map(len, terms)) + tensors + inputs + 6 * table.steps
+def test_all_views_give_the_same_samples(name):
+    """One law, read as each view by a network that predicts each view: formed or folded, the same to rounding. In
+    log-SNR -4 to 6 alpha, sigma >= 1e-2, so a view loses two digits at most; 1e-9 leaves five for the chaos of
+    the flow between modes."""
+    table, x, found = make(name).compile(FLOW, GRID(FLOW, steps=STEPS)), normal(BATCH, 2), []
+    for predicts in VIEWS:
+        found.append(Loop(ring().denoiser(FLOW, predicts), table, x).run(orn.Noise(0, batch=BATCH, dtype=F64)))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-9)
 
 
 def test_the_bound_would_notice_a_conversion_a_step():
@@ -114,5 +106,5 @@ def test_the_bound_would_notice_a_conversion_a_step():
             return [lambda x: (x * (x * 2).sum().item() + x - x + x - x) * 0.5] * len(levels)
 
     table, _, count = run(orn.DDIM(), "x0", Wasteful)
-    assert count.calls.total() > table.nonzeros + 6 * table.steps
+    assert count.calls.total() - table.nfe > table.nonzeros + 6 * table.steps
     assert sum(count.calls[name] for name in Count.SYNC) == STEPS

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ornstein._extras import require
 from ornstein.report.names import SOLVERS, nearest
+
+if TYPE_CHECKING:
+    from ornstein.training import Forecast
 
 app = typer.Typer(
     name="ornstein",
@@ -68,41 +71,85 @@ def quickstart(
 @app.command(short_help="Train a model on your data, or resume.")
 def train(
     data: Annotated[
-        str | None, typer.Option(help="digits, an .npz (x of shape (n, ...), and y for labels) or an .npy. [digits]")
+        str | None,
+        typer.Option(help="digits; .npz, .npy, .csv, .parquet; a folder of images; hf:NAME. [digits]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [runs/NAME OF DATA]")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file of fields; options override it.")] = None,
-    net: Annotated[str | None, typer.Option(help="mlp, unet or dit. [mlp]")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of the class, in a table.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width that images are cut and scaled to.")] = None,
+    net: Annotated[str | None, typer.Option(help="auto, mlp, unet or dit. [auto]")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the network.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Its layers, or blocks a stage.")] = None,
     process: Annotated[str | None, typer.Option(help="edm, flow, vp, subvp, ve or cosine. [edm]")] = None,
+    predicts: Annotated[str | None, typer.Option(help="edm, x0, noise, velocity, v or score. [edm]")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the optimizer. [1200]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step. [256]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step, of all processes together. [256]")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate. [0.001]")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the average of the weights. [0.99]")] = None,
+    drop: Annotated[float | None, typer.Option(help="Share of labels hidden, for guidance. [0.1]")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16. [fp32]")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats the run. [0]")] = None,
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other field: --set loss.kind=hybrid --set accumulate=4")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="All but the first step, and a forecast.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the config with every default, and stop.")] = False,
 ) -> None:
     """Train a model on your data, or go on with a run that was interrupted.
 
-    The config, with every default filled in, is written to OUT/config.yaml; its fields are those of --config:
-    data, held_out, net (kind, width, depth), process, predicts, drop, steps, batch_size, lr, ema, seed. If OUT is
-    already a run, it is resumed to the same weights, bit for bit.
+    The config, with every default filled in, is written to OUT/config.yaml (see --show). If OUT is already a run, it is
+    resumed to the same weights, bit for bit. Started by torchrun or accelerate, many processes train together.
 
       ornstein train --data my.npz --out runs/mine --steps 5000
+
+      ornstein train --data people.csv --label income --check
+
+      torchrun --nproc-per-node 2 -m ornstein train --data photos/ --size 64 --precision bf16
     """
     _needs("pydantic", "yaml", "safetensors")
-    from ornstein.report.config import absolute, read_values
+    from ornstein.report.config import absolute, dumped, make_config, merged, read_values, set_field
     from ornstein.report.run import Run
+    from ornstein.training.workers import Workers
 
-    given = {"data": data, "process": process, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    values = (read_values(config) if config else {}) | {key: value for key, value in given.items() if value is not None}
-    if net is not None:
-        values["net"] = {**values.get("net", {}), "kind": net}
+    values = read_values(config) if config else {}
+    given = {"data": data, "process": process, "predicts": predicts, "steps": steps, "batch_size": batch_size, "lr": lr}
+    given |= {"ema": ema, "drop": drop, "precision": precision, "seed": seed}
+    nested = {"read": {"label": label, "size": size}, "net": {"kind": net, "width": width, "depth": depth}}
+    values = merged(values, {**given, **nested})
+    for field in fields or []:
+        set_field(values, field)
     if isinstance(values.get("data"), str):
         values["data"] = absolute(values["data"])
-    folder = out or Path("runs") / Path(values.get("data", "digits")).stem
-    run = Run.create(folder, values, str(config or "options"))
-    _, fitted = run.train()
-    tail = fitted.history["loss"][-max(1, fitted.steps // 20) :].mean()
-    typer.echo(f"{folder}: {fitted.steps} steps, loss {float(tail):.4g}")
-    typer.echo(f"next: ornstein sample {folder} --out samples.npz   or   ornstein evaluate {folder}")
+    source = str(config or "options")
+    if show:
+        typer.echo(dumped(make_config(values, source)), nl=False)
+        return
+    main = Workers.here().main
+    name = Path(str(values.get("data", "digits"))).stem.rpartition(":")[2]
+    folder = out or Path("runs") / name
+    run = Run.create(folder, values, source, check=check)
+
+    def foresee(coming: Forecast) -> None:
+        if main:
+            typer.echo(f"{folder}: {coming}")
+        if check:
+            raise _Checked
+
+    try:
+        _, fitted = run.train(foresee=foresee)
+    except _Checked:
+        if main:
+            typer.echo("ok: the first step would be next")
+        return
+    if main:
+        tail = fitted.history["loss"][-max(1, fitted.steps // 20) :].mean()
+        typer.echo(f"{folder}: {fitted.steps} steps, loss {float(tail):.4g}")
+        typer.echo(f"next: ornstein sample {folder}   or   ornstein evaluate {folder}")
+
+
+class _Checked(Exception):
+    """All was checked, and nothing more was asked for."""
 
 
 @app.command(short_help="Sample a trained run.")
@@ -111,38 +158,54 @@ def sample(
     n: Annotated[int, typer.Option("-n", "--number", help="How many samples.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 20,
     solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS)}.")] = "dpmpp",
-    label: Annotated[int | None, typer.Option(help="The class to sample; without it, each in turn.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The class to sample; `held-out`: those that evaluate takes. [each in turn]")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Repeats the samples.")] = 0,
-    out: Annotated[Path | None, typer.Option(help=".npz, or .png for images. [RUN/samples.npz]")] = None,
+    average: Annotated[
+        str | None, typer.Option(help="Which average of the weights: ema, another kept one, raw, or a length.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=".npz, .png, .csv, .parquet, or a folder. [a folder in RUN/samples]")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="npz, png (one file an image in a folder), csv or parquet.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples at once, and in one shard.")] = 500,
+    check: Annotated[bool, typer.Option("--check", help="All but the first network evaluation.")] = False,
 ) -> None:
-    """Sample a trained run, into arrays (x, and the labels y) or a picture.
+    """Sample a trained run, into a file or into a folder of shards (.npz: x, and the labels y).
 
-    ornstein sample runs/digits -n 64 --steps 10 --solver dpmpp3 --label 3 --guidance 2 --out threes.png
+    Sample i depends on the seed and on i alone, not on the batch or the number of processes. If it is interrupted, the
+    same command goes on where it was; started by torchrun or accelerate, many processes share the work.
+
+      ornstein sample runs/digits -n 64 --steps 10 --solver dpmpp3 --label 3 --guidance 2 --out threes.png
+
+      torchrun --nproc-per-node 4 -m ornstein sample runs/digits -n 50000 --out many.npz
     """
     _needs("pydantic", "yaml", "safetensors")
     _known_solver(solver)
     if n < 1:
         raise ValueError(f"-n {n}: at least 1 sample")
-    target = out or run / "samples.npz"
-    if target.suffix not in (".npz", ".png"):
-        raise ValueError(f"--out {target}: samples are written as .npz or .png")
-    import torch
+    if batch < 1:
+        raise ValueError(f"--batch {batch}: at least 1 sample")
+    from ornstein.report.formats import form_of
 
-    from ornstein.io import atomic_write
-    from ornstein.report.data import bounds_of
-    from ornstein.report.figures import image
-    from ornstein.report.run import Run, save_samples
+    if out is not None:
+        form_of(out, form)
+    from ornstein.report.run import Run
 
     opened = Run.open(run)
-    classes = opened.config.labels
-    labels = torch.full((n,), label) if label is not None else torch.arange(n) % classes if classes else None
-    done = opened.sample(n, labels=labels, solver=solver, steps=steps, guidance=guidance, seed=seed)
-    if target.suffix == ".npz":
-        save_samples(target, done.x, labels)
-    else:
-        atomic_write(target, image(done.x, columns=max(1, round(n**0.5)), bounds=bounds_of(opened.config.data)))
-    typer.echo(f"{n} samples, {done.nfe} network evaluations each: {target}")
+    options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
+    options["average"] = average
+    job = opened.job(n, out=out, form=form, batch=batch, labels=opened.labels_named(label), **options)
+    if check:
+        _checked(job)
+        return
+    job.run()
+    if job.workers.main:
+        typer.echo(f"{n} samples, {job.sampler.nfe} network evaluations each: {job.target}")
 
 
 @app.command(short_help="Judge a trained run against held-out data.")
@@ -152,28 +215,105 @@ def evaluate(
     solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS)}.")] = "dpmpp",
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Repeats the samples.")] = 0,
+    average: Annotated[
+        str | None, typer.Option(help="Which average of the weights: ema, another kept one, raw, or a length.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples at once, and in one shard.")] = 500,
+    quick: Annotated[bool, typer.Option("--quick", help="Without quality against cost in the report.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="All but the first network evaluation.")] = False,
 ) -> None:
-    """Judge a trained run against its held-out data: metrics.json, samples.npz and report.html.
+    """Judge a trained run against its held-out data: metrics.json and report.html, the samples in RUN/samples.
 
     Every figure stands beside what real data score: Fréchet distance, nearest-training distance and, with labels,
-    the accuracy of a classifier of real data.
+    the accuracy of a classifier of real data. Samples that are there already are taken. If it is interrupted, the same
+    command goes on where it was; started by torchrun or accelerate, many processes share the sampling.
 
       ornstein evaluate runs/digits --guidance 1.2
     """
     _needs("pydantic", "yaml", "safetensors", "sklearn", "matplotlib")
     _known_solver(solver)
-    from ornstein.report.judge import goals
+    from ornstein.report.cost import measure
+    from ornstein.report.judge import TITLES, goals
+    from ornstein.report.page import run_page
     from ornstein.report.run import Run
-    from ornstein.report.sections import run_page
 
     opened = Run.open(run)
-    found = opened.evaluate(solver=solver, steps=steps, guidance=guidance, seed=seed)
+    options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed, "batch": batch}
+    options["average"] = average
+    if check:
+        _checked(opened.judged(**options)[1])
+        return
+    found = opened.evaluate(**options)
+    if not found.main:
+        return
+    if not quick:
+        measure(opened, found.judge, found.metrics["sampler"])
     run_page(opened, found)
     metrics = found.metrics
+    references = metrics["references"]
+    beside = references.get("baseline", {})
     for name, value in metrics["figures"].items():
-        typer.echo(f"{name:<16} {value:8.4f}   real data {metrics['references'][name]:8.4f}")
-    _print_goals(goals(metrics["figures"], metrics["references"]))
+        other = f"   {beside['name']} {beside[name]:8.4f}" if name in beside else ""
+        typer.echo(f"{TITLES[name]:<27} {value:8.4f}   real data {references[name]:8.4f}{other}")
+    _print_goals(goals(metrics["figures"], references))
     typer.echo(f"report: {run / 'report.html'}")
+
+
+@app.command(short_help="Write the report of a run again.")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+) -> None:
+    """Write report.html of a run that was evaluated again, from what lies in its folder; nothing is sampled anew.
+
+    ornstein report runs/digits
+    """
+    _needs("pydantic", "yaml", "safetensors", "sklearn", "matplotlib")
+    from ornstein.report.page import evaluated, run_page
+    from ornstein.report.run import Run
+
+    opened = Run.open(run)
+    run_page(opened, evaluated(opened))
+    typer.echo(f"report: {run / 'report.html'}")
+
+
+@app.command(short_help="The runs in a folder.")
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+) -> None:
+    """The runs in a folder: data, model, how far each is trained, its figures, its size and its last change.
+
+    A run that cannot be read is listed as broken, with the reason.
+
+      ornstein runs runs
+    """
+    _needs("pydantic", "yaml", "safetensors")
+    from ornstein.report.runs import show
+
+    typer.echo(show(folder))
+
+
+@app.command(short_help="Write a trained run as one file, to load anywhere.")
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path | None, typer.Option(help="A .safetensors file. [RUN/model.safetensors]")] = None,
+) -> None:
+    """Write the model of a trained run as one file: its averaged weights, how it was made, and a card of the run.
+
+    Python loads it by orn.load("digits.safetensors"), without the run or its data. The file holds no code.
+
+      ornstein export runs/digits --out digits.safetensors
+    """
+    _needs("pydantic", "yaml", "safetensors")
+    target = out or run / "model.safetensors"
+    if target.suffix != ".safetensors":
+        raise ValueError(f"--out {target}: a model is written as .safetensors")
+    from ornstein.interop import save
+    from ornstein.report.card import card_of
+    from ornstein.report.run import Run
+
+    opened = Run.open(run)
+    save(opened.model(), target, card=card_of(opened))
+    typer.echo(f"{target}: in Python, orn.load({str(target)!r})")
 
 
 @app.command(short_help="The published systems, and how far each is proven.")
@@ -255,10 +395,12 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted: the same command goes on where it was", 130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong use of the command line
-            return _fail(" ".join(error.format_message().split()))
+            return _fail(error.format_message())
         if debug or not isinstance(error, (ValueError, LookupError, OSError, ImportError, FloatingPointError)):
             raise
-        return _fail(" ".join(str(error).split()))
+        if isinstance(error, OSError) and error.strerror and error.errno and str(error).startswith("[Errno"):
+            return _fail(f"{error.strerror}: {error.filename or type(error).__name__}")
+        return _fail(str(error) or type(error).__name__)
 
 
 def _needs(*modules: str) -> None:
@@ -274,11 +416,19 @@ def _known_solver(name: str) -> None:
         raise ValueError(f"unknown solver {name!r}; {nearest(name, SOLVERS)}")
 
 
+def _checked(job: Any) -> None:
+    """Say that nothing was wrong, once."""
+    if job.workers.main:
+        typer.echo("ok")
+
+
 def _print_goals(goals: list[Any]) -> None:
     for goal in goals:
         typer.echo(f"  {'pass' if goal.met else 'FAIL'}  {goal.name:<52} {goal.value:6.3f}   ({goal.bound})")
 
 
 def _fail(message: str, code: int = 2) -> int:
-    typer.echo(f"error: {message}", file=sys.stderr)
+    """Say in one line what is wrong; of a word without end, its beginning."""
+    words = (word if len(word) <= 300 else f"{word[:100]}..." for word in message.split())
+    typer.echo(f"error: {' '.join(words)}", file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 from .autoguidance import Autoguidance
 from .cfg import CFG
+from .change_of_process import ChangeOfProcess
 from .epsilon_scaling import EpsilonScaling
 from .exposure_bias import ExposureBias, exposure_bias
 from .guided import Guided
@@ -12,6 +13,7 @@ from .wrapped import Wrapped
 __all__ = [
     "CFG",
     "Autoguidance",
+    "ChangeOfProcess",
     "DynamicThresholding",
     "EpsilonScaling",
     "ExposureBias",

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from .._extras import require
 from .autoencoder import Autoencoder
-from .load import Pretrained, load
+from .exported import export_sampler
+from .file import load_model, read_card, save
+from .hub import from_hub, model_card, push_to_hub, save_folder
+from .load import Pretrained as Pretrained
+from .load import load as load
 from .network import Network
 from .schedule import ConfigError, PublishedGrid, Schedule, schedule_of
 from .sigma import SigmaModel, from_sigma, to_sigma
@@ -24,8 +28,16 @@ __all__ = [
     "PublishedGrid",
     "Schedule",
     "SigmaModel",
+    "export_sampler",
+    "from_hub",
     "from_sigma",
     "load",
+    "load_model",
+    "model_card",
+    "push_to_hub",
+    "read_card",
+    "save",
+    "save_folder",
     "schedule_of",
     "to_sigma",
 ]

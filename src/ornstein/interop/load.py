@@ -18,6 +18,8 @@ from .._extras import require
 from ..denoiser import Codec, Denoiser, Scaling
 from ..processes import GaussianProcess
 from .autoencoder import Autoencoder
+from .file import load_model
+from .hub import own_file
 from .network import CONVENTIONS, TEXT, class_of, network_of, plain
 from .schedule import FLOWS, PublishedGrid, Schedule, schedule_of
 
@@ -104,9 +106,14 @@ def load(
     null: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    net: nn.Module | None = None,
+    classes: Sequence[type] = (),
     **options: Any,
-) -> Pretrained:
-    """A diffusers model as a `Denoiser`, exactly as it was published.
+) -> Denoiser:
+    """A saved model as a `Denoiser`: a file of ours, or a diffusers model exactly as it was published.
+
+        model = orn.load("model.safetensors")                               # what orn.save wrote
+        model = orn.load("hub:user/name")                                   # what orn.interop.push_to_hub sent
 
         model = orn.load("google/ddpm-cifar10-32")                          # a hub name, or a folder
         out = orn.sample(model, shape=(16, *model.event), steps=10)         # any solver, any grid; images in [0, 1]
@@ -114,21 +121,33 @@ def load(
         model = orn.load(pipe)                                              # a pipeline that is there already
         model = orn.load(unet, scheduler=scheduler)                         # a network and its scheduler
 
+    A file of ours is opened as `orn.interop.load_model` says; a model of diffusers comes as a `Pretrained`.
     Latent models keep their autoencoder: states are latents, samples leave as images in [0, 1] (not clamped).
     Conditions travel in `cond` under the names of the network's arguments; `model.encode(texts)` makes them where the
     pipeline has text encoders, and the empty text is then the null condition of `orn.CFG`. The configuration of the
     scheduler is read by `schedule_of`; its clipping of x0 is not applied (`model.schedule.clip` says what it was).
 
     Args:
-        source: a pipeline, a network, a folder of either, or a hub name.
+        source: a file, or a folder or hub name ("hub:user/name") with one; a pipeline, a network, a folder of either,
+            or a hub name.
         scheduler: the scheduler, its configuration or its folder, where the source does not bring one.
         null: values of cond that stand for "no condition", where the model does not bring them.
         dtype, device: of all that is loaded; a pipeline or network that was there already is itself moved.
+        net, classes: for a file of ours with classes of the user's: the network, or the classes by their names.
         options: passed to `from_pretrained` (revision, variant, subfolder, local_files_only, ...). Only safetensors
             files are read, never pickles.
 
     Raises ValueError for sources that are no such model, pickles among them; FileNotFoundError where files miss.
     """
+    own = own_file(source, options) if isinstance(source, (str, Path)) else None
+    if own is not None:
+        if scheduler is not None or options:
+            raise ValueError(f"{own} knows its process: {', '.join(options or ['scheduler'])} is for other models")
+        model = load_model(own, net=net, classes=classes, dtype=dtype, device=device)
+        model.null = model.null if null is None else null
+        return model
+    if net is not None or classes:
+        raise ValueError("net and classes are for files that orn.save wrote")
     if isinstance(source, (str, Path)):
         source, scheduler = _open(str(source), scheduler, dtype, options)
     elif options:
@@ -153,14 +172,14 @@ def load(
     if kind is not None and CONVENTIONS[kind].even and schedule.grid.config["_class_name"] in FLOWS:
         schedule = replace(schedule, grid=EvenGrid(schedule.grid.config))
     codec = None if pipeline is None else _codec(pipeline, network, schedule)
-    model = Pretrained(network, schedule, codec=codec, event=_event(network), pipeline=pipeline, null=null)
+    made = Pretrained(network, schedule, codec=codec, event=_event(network), pipeline=pipeline, null=null)
     if (dtype, device) != (None, None):
-        (model if pipeline is None else pipeline).to(**_given(dtype=dtype, device=device))
-        model.to(device=device)  # the codec's own numbers
+        (made if pipeline is None else pipeline).to(**_given(dtype=dtype, device=device))
+        made.to(device=device)  # the codec's own numbers
     if null is None and kind == "DiTTransformer2DModel":
         config: Any = plain(network).config
-        model.null = {"class_labels": config.num_embeds_ada_norm}  # the class after the last
-    return model.eval()
+        made.null = {"class_labels": config.num_embeds_ada_norm}  # the class after the last
+    return made.eval()
 
 
 @dataclass(frozen=True)

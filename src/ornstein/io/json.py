@@ -19,5 +19,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The value in a JSON file; ValueError names the file, and the line where it stops being JSON."""
     try:
         return json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{os.fspath(path)} is no JSON file of ours: it is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is not a JSON file: {error}") from error

@@ -58,8 +58,9 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata) as given to `save_tensors`, or a `CheckpointError` that says why the file is refused.
 
-    Refused: a truncated file, a file of another program or of another `kind`, a file with any bit changed, and a file
-    written by a newer version of the format. A file that does not exist is a FileNotFoundError.
+    Refused: a truncated file, a file of another program or of another `kind`, a file with any bit changed, a file
+    written by a newer version of the format, and one made to look right whose header is not. Nothing is executed, and
+    no more memory is taken than a few times the size of the file. A file that does not exist is a FileNotFoundError.
     """
     safetensors = require("safetensors.torch", extra="train")
     name = os.fspath(path)
@@ -82,8 +83,13 @@ def load_tensors(
         raise CheckpointError(f"{name} is damaged: its checksum does not match its content")
     if header.get("kind") != kind:
         raise CheckpointError(f"{name} holds a {header.get('kind')!r}, not a {kind!r}")
-    tensors = safetensors.load(blob)
-    return {key: tensor.to(device) for key, tensor in tensors.items()}, json.loads(header["metadata"])
+    try:
+        tensors, metadata = safetensors.load(blob), json.loads(header["metadata"])
+    except Exception as error:  # whoever can compute a checksum can write any header, and safetensors meets any error
+        raise CheckpointError(f"{name} is damaged: {type(error).__name__} in reading its tensors") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{name} is damaged: its metadata are no fields")
+    return {key: tensor.to(device) for key, tensor in tensors.items()}, metadata
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -105,7 +111,7 @@ def _header(name: str, blob: bytes) -> tuple[int, dict[str, str]]:
         raise CheckpointError(f"{name} is truncated: it ends after {len(blob)} bytes, inside its header")
     try:
         header = json.loads(blob[8:data]).get("__metadata__", {})
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged, or not a safetensors file: its header is not JSON") from error
     return data, header if isinstance(header, dict) else {}
 
@@ -113,5 +119,5 @@ def _header(name: str, blob: bytes) -> tuple[int, dict[str, str]]:
 def _integer(name: str, header: Mapping[str, Any], key: str) -> int:
     try:
         return int(header[key])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{name} is damaged: its header gives no {key!r}") from error

@@ -14,12 +14,16 @@ def nearest_distance(x: Tensor, reference: Tensor) -> Tensor:
     Neighbours are found in blocks (memory does not grow with n m) and their distances then taken from differences, so a
     copy is at distance zero exactly. Errors: ValueError on different event shapes, no samples, non-finite values.
     """
+    return nearest_neighbour(x, reference)[0]
+
+
+def nearest_neighbour(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """(d_i, j_i) with d_i = |x_i - reference_(j_i)| = min_j |x_i - reference_j|, as `nearest_distance`: both (n,)."""
     x, reference = flatten(1, x=x, reference=reference)
-    nearest = [
-        (part - reference[squared_distances(part, reference).argmin(dim=1)]).norm(dim=1)
-        for part in blocks(x, len(reference))
-    ]
-    return torch.cat(nearest)
+    which = [squared_distances(part, reference).argmin(dim=1) for part in blocks(x, len(reference))]
+    places = torch.cat(which)
+    distances = [(part - reference[j]).norm(dim=1) for part, j in zip(blocks(x, len(reference)), which, strict=True)]
+    return torch.cat(distances), places
 
 
 def nearest_neighbour_ratio(samples: Tensor, train: Tensor, held_out: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Wasserstein distances: sliced, by sorting projections; and exact, by optimal transport."""
+"""Wasserstein distances: of numbers, by sorting; sliced, by sorting projections; exact, by optimal transport."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int, seed: int | torch
     i, j, width = _quantile_steps(len(x), len(y))
     gap = (x @ directions).sort(dim=0).values[i] - (y @ directions).sort(dim=0).values[j]
     return float((width @ gap.abs() ** p).mean() ** (1 / p))
+
+
+def wasserstein1(x: Tensor, y: Tensor) -> float:
+    """W_1 = int_0^1 |F_x^{-1}(q) - F_y^{-1}(q)| dq of two sets of numbers: exact for any two sizes.
+
+    Shapes: x (n,), y (m,). Units: those of x. Errors: ValueError for another shape, no samples, non-finite values.
+    """
+    if x.dim() != 1 or y.dim() != 1:
+        raise ValueError(f"x and y must be numbers (n,): got {tuple(x.shape)} and {tuple(y.shape)}")
+    x, y = flatten(1, x=x, y=y)
+    i, j, width = _quantile_steps(len(x), len(y))
+    return float(width @ (x[:, 0].sort().values[i] - y[:, 0].sort().values[j]).abs())
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> float:

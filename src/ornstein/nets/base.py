@@ -10,17 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ornstein._types import Array, Cond
+from ornstein.io.recipe import Recorded
 from ornstein.nets.embedding import LabelEmbedding, TimeEmbedding
 
+LABEL_OFFSET = "label_offset"
+"""The condition that is added to a label's embedding: a perturbation of it in training, or a direction between."""
 
-class Net(nn.Module, ABC):
+
+class Net(Recorded, nn.Module, ABC):
     """F(x, t, cond) = body([x, conditions], silu(e(t) + e(label))).
 
     x (batch, *event); t (batch,) or a scalar, in x's dtype; the answer has x's shape. With `labels` > 0 the condition
     "label", (batch,) integers in [0, labels) or NULL = -1, is needed; so is every name in `conditions`, a tensor laid
     out as x, whose number of channels (features, for an MLP) `conditions` gives, and which is joined to the input; 0
-    accepts a condition and does not read it. With `outputs`, whose first name is "main", the answer is a dict with one
-    such tensor a name. A condition missing or unknown, or a shape that does not match, is a ValueError.
+    accepts a condition and does not read it. With labels a condition "label_offset", (batch, width), may be given too:
+    it is added to e(label). With `outputs`, whose first name is "main", the answer is a dict with one such tensor a
+    name. A condition missing or unknown, or a shape that does not match, is a ValueError.
 
     A subclass lays its event out with `layout` and answers in `body`. A new network, before training, answers 0.
     """
@@ -69,6 +74,8 @@ class Net(nn.Module, ABC):
                 found = f"{label.dtype} of shape {tuple(label.shape)}"
                 raise ValueError(f"cond['label'] is {found}: integers of shape ({batch},) are expected")
             e = e + self.label(label)
+            if LABEL_OFFSET in given:
+                e = e + given[LABEL_OFFSET]
         parts = [self.layout(x, "x", self.channels)]
         for name, channels in self.conditions.items():
             if channels:
@@ -94,7 +101,7 @@ class Net(nn.Module, ABC):
                 hint = " (NULL = -1 where there is none)" if name == "label" else ""
                 raise ValueError(f"this network needs cond[{name!r}]{hint}: it was given {list(given)}")
         for name in given:
-            if name not in known:
+            if name not in known and not (name == LABEL_OFFSET and self.label is not None):
                 built = (
                     "labels=..." if name == "label" else f"conditions={{{name!r}: ...}} (0 to accept and not read it)"
                 )

@@ -24,8 +24,10 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, count: int = 32, low: float = 0.25, high: float = 100.0) -> None:
         super().__init__()
-        exponents = torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64)
-        self.register_buffer("frequencies", exponents.exp().to(torch.get_default_dtype()), persistent=False)
+        # on the host: the meta device, where networks are weighed before they are built, takes a second for linspace
+        exponents = torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64, device="cpu")
+        frequencies = exponents.exp().to(torch.get_default_device(), torch.get_default_dtype())
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.layers = nn.Sequential(nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ class LabelEmbedding(nn.Module):
 
     def __init__(self, labels: int, width: int) -> None:
         super().__init__()
-        self.labels = labels
+        self.labels, self.width = labels, width
         self.table = nn.Parameter(torch.randn(labels + 1, width))
 
     def forward(self, label: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Forward processes: how data becomes noise."""
 
+from .ancestral import Ancestral, ancestral
+from .conditional_ot import ConditionalOT
 from .cosine import Cosine
 from .discrete_time import DiscreteTime
 from .edm import EDM
@@ -16,6 +18,8 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "Ancestral",
+    "ConditionalOT",
     "Cosine",
     "DiscreteTime",
     "Draw",
@@ -28,6 +32,7 @@ __all__ = [
     "ProductDraw",
     "ProductLevel",
     "SubVP",
+    "ancestral",
     "broadcast",
     "check_shift",
 ]

@@ -6,8 +6,10 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ornstein._extras import require
@@ -39,7 +41,7 @@ def chart(
     marked; `reference` is a y value and what it is; `band` is a range of y that is shaded; `name` makes the ids unique.
     """
     matplotlib = require("matplotlib", extra="report")
-    figures = require("matplotlib.figure", extra="report")
+    figures, tickers = require("matplotlib.figure", extra="report"), require("matplotlib.ticker", extra="report")
     style: dict[str, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -59,6 +61,11 @@ def chart(
             axes.axhline(reference[0], color=INK, ls=(0, (5, 4)), lw=1, label=reference[1])
         for axis in log:
             getattr(axes, f"set_{axis}scale")("log")
+            scale = getattr(axes, f"{axis}axis")
+            low, high = getattr(axes, f"get_{axis}lim")()
+            scale.set_major_locator(tickers.LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+            scale.set_major_formatter(tickers.FuncFormatter(lambda value, _: f"{value:g}"))
+            scale.set_minor_locator(tickers.NullLocator())
         if ticks:
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
@@ -73,11 +80,13 @@ def chart(
     return _inline(buffer.getvalue(), f"{y} against {x}")
 
 
-def image(x: Tensor, columns: int | None = None, bounds: tuple[float, float] | None = None) -> bytes:
+def image(
+    x: Tensor, columns: int | None = None, bounds: tuple[float, float] | None = None, *, ink: bool = True
+) -> bytes:
     """Images (n, 1 or 3, height, width) side by side, `columns` a row, a white pixel between them: the bytes of a PNG.
 
-    One channel is drawn as ink on paper: the least value white. `bounds` are the values of white and black; by default
-    the least and the greatest.
+    With `ink` one channel is drawn as ink on paper: the least value white. Without, what is between the images is
+    clear. `bounds` are the least and the greatest value; by default those that there are.
     """
     require("matplotlib", extra="report")
     images = require("matplotlib.image", extra="report")
@@ -87,24 +96,34 @@ def image(x: Tensor, columns: int | None = None, bounds: tuple[float, float] | N
     columns = min(columns or n, n)
     low, high = bounds or (float(x.min()), float(x.max()))
     value = ((x.float().cpu() - low) / max(high - low, 1e-12)).clamp(0, 1)
-    value = 1 - value if channels == 1 else value
+    value = 1 - value if channels == 1 and ink else value
     rows = -(-n // columns)
     page = value.new_ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    seen = torch.full_like(page[:1], float(ink))
     for i, picture in enumerate(value):
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
         page[:, top : top + height, left : left + width] = picture
+        seen[:, top : top + height, left : left + width] = 1
     buffer = io.BytesIO()
-    images.imsave(buffer, page.expand(3, -1, -1).permute(1, 2, 0).numpy(), format="png")
+    colours = page.expand(3, -1, -1)
+    images.imsave(buffer, (colours if ink else torch.cat([colours, seen])).permute(1, 2, 0).numpy(), format="png")
     return buffer.getvalue()
 
 
 def picture(
-    x: Tensor, alt: str, *, columns: int | None = None, bounds: tuple[float, float] | None = None, zoom: int = 4
+    x: Tensor,
+    alt: str,
+    *,
+    columns: int | None = None,
+    bounds: tuple[float, float] | None = None,
+    zoom: int = 4,
+    ink: bool = True,
 ) -> str:
     """The images of `image` as an <img> that holds its own data, each pixel `zoom` wide."""
     wide = min(columns or len(x), len(x)) * (x.shape[3] + 1) - 1
-    data = base64.b64encode(image(x, columns, bounds)).decode()
-    return f'<img class="pixels" alt="{alt}" width="{wide * zoom}" src="data:image/png;base64,{data}">'
+    data = base64.b64encode(image(x, columns, bounds, ink=ink)).decode()
+    drawn = "pixels ink" if ink and x.shape[1] == 1 else "pixels"
+    return f'<img class="{drawn}" alt="{escape(alt)}" width="{wide * zoom}" src="data:image/png;base64,{data}">'
 
 
 def _inline(svg: str, title: str) -> str:
@@ -113,4 +132,4 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).strip()
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()

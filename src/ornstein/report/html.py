@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -11,7 +12,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --line: #dfe3e9; --page: #fff; --card: #f6f7f9;
   --good: #1c7c54; --bad: #b3362b; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #9aa4b2; --line: #303845; --page: #14181f;
-  --card: #1b212a; --good: #5cc795; --bad: #f08a7e; } .pixels { filter: invert(1); } }
+  --card: #1b212a; --good: #5cc795; --bad: #f08a7e; } .ink { filter: invert(1); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.5rem 4rem; background: var(--page); color: var(--ink);
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -20,6 +21,7 @@ h2 { font-size: 1.3rem; margin: 3rem 0 .6rem; padding-top: 1.4rem; border-top: 1
 p { margin: .6rem 0; max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .92rem; }
 figure { margin: 1.4rem 0; } figcaption { margin-top: .5rem; max-width: 46rem; }
 svg { display: block; width: 100%; max-width: 42rem; height: auto; }
+svg.small { display: inline-block; width: auto; max-width: none; vertical-align: middle; }
 svg text { font-family: inherit !important; fill: currentColor; }
 .pixels { display: block; image-rendering: pixelated; max-width: 100%; height: auto; }
 .goals { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
@@ -29,12 +31,22 @@ svg text { font-family: inherit !important; fill: currentColor; }
 .goal span { font-size: .88rem; color: var(--soft); display: block; }
 .met { color: var(--good); } .missed { color: var(--bad); }
 .wide { overflow-x: auto; }
+.strip { display: flex; flex-wrap: wrap; gap: .5rem; margin: .4rem 0; }
+.strip svg { background: var(--card); border: 1px solid var(--line); border-radius: .3rem; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 2rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0; font-size: .92rem; }
+a { color: inherit; text-underline-offset: .2em; }
+table table { margin: 0; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th { text-align: right; font-weight: 600; padding: .35rem .9rem; border-bottom: 2px solid var(--line); }
 td { text-align: right; padding: .3rem .9rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.reference td { font-style: italic; color: var(--soft); }
 table.plates { width: auto; } .plates td, .plates th { border: 0; padding: .2rem 1.6rem .2rem 0; text-align: left; }
+th:first-child, td:first-child { white-space: nowrap; }
+table.words th, table.words td { text-align: left; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } figure { overflow-x: auto; }
+  figure svg:not(.small) { min-width: 24rem; } th, td { padding-left: .5rem; padding-right: .5rem; } }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 """
 
@@ -52,8 +64,23 @@ def page(title: str, lead: str, sections: Iterable[str]) -> str:
 
 def section(heading: str, *parts: str) -> str:
     """A heading and what stands under it; text that is not yet markup becomes a paragraph."""
-    written = [part if part.startswith("<") else f"<p>{part}</p>" for part in parts]
-    return "\n".join(["<section>", f"<h2>{escape(heading)}</h2>", *written, "</section>"])
+    written = [part if part.startswith("<") else f"<p>{part}</p>" for part in parts if part]
+    return "\n".join([f'<section id="{_slug(heading)}">', f"<h2>{escape(heading)}</h2>", *written, "</section>"])
+
+
+def contents(sections: Iterable[str]) -> str:
+    """Links to these sections by their headings."""
+    heads = [found for part in sections for found in re.findall(r'<section id="([^"]*)">\s*<h2>(.*?)</h2>', part)]
+    return "<nav>" + "".join(f'<a href="#{name}">{heading}</a>' for name, heading in heads) + "</nav>"
+
+
+def side_by_side(*parts: str) -> str:
+    """Parts in one row where there is room, else below one another."""
+    return f'<div class="side">{"".join(parts)}</div>'
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
 
 
 def figure(content: str, caption: str) -> str:
@@ -63,11 +90,16 @@ def figure(content: str, caption: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], reference: Sequence[str] | None = None) -> str:
     """A table; the last row, set apart, is what to read the others beside."""
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"] if any(head) else []
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
     if reference is not None:
         lines.append('<tr class="reference">' + "".join(f"<td>{cell}</td>" for cell in reference) + "</tr>")
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+
+
+def words(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of words more than of numbers: all its columns begin at the left."""
+    return table(head, rows).replace("<table>", '<table class="words">')
 
 
 def plates(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:

@@ -5,8 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-SOLVERS = ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm")
+SOLVERS = ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm", "iddpm")
 """Solvers of the command line; `ornstein.report.run` says what each stands for."""
+
+
+SOLVER_TITLES = {
+    "dpmpp": "DPM-Solver++ 2",
+    "dpmpp3": "DPM-Solver++ 3",
+    "heun": "Heun",
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+}
+"""What they are called in reports."""
+
+FORMATS = ("npz", "png", "csv", "parquet")
+"""Formats of samples on the command line."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,17 @@ import torch
 
 from ornstein.io import atomic_write, write_json
 from ornstein.report import html
-from ornstein.report.data import bounds_of
+from ornstein.report.beside import beside
+from ornstein.report.curves import loss
 from ornstein.report.figures import chart, picture
 from ornstein.report.judge import Goal, Judge, goals
+from ornstein.report.names import SOLVER_TITLES as TITLES
 from ornstein.report.restoration import REFERENCE, Restoration, restore
 from ornstein.report.run import Run
-from ornstein.report.sections import by_class, loss, quality
+from ornstein.report.sections import quality
+from ornstein.report.show import show_of
 from ornstein.report.wrong_labels import guide
 
-TITLES = {
-    "dpmpp": "DPM-Solver++ 2",
-    "dpmpp3": "DPM-Solver++ 3",
-    "heun": "Heun",
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "euler": "Euler",
-}
 COMPARED = ("ddim", "heun", "dpmpp", "dpmpp3", "ddpm")
 GUIDANCE = 1.2
 
@@ -105,9 +100,9 @@ def _work(
         f"({training:.0f} s) with EDM's process and preconditioning."
     )
     parts = [
-        quality(metrics, sampler),
-        by_class(run.split, found.x, judge.labels, "digits"),
-        loss(fitted.history["loss"]),
+        quality(metrics, sampler, judge.says),
+        beside(run.split, found.x, judge, replace(show_of(run.split), ink=True)),
+        html.section("Training loss", loss(fitted.history["loss"])),
         _speed(speed, metrics["references"], size.budgets),
         _guidance(guided, metrics["references"], judge),
         _restoration(restored, size.short_budgets),
@@ -173,7 +168,7 @@ def _guidance(rows: list[dict[str, Any]], references: Mapping[str, Any], judge: 
     for row in rows:
         if row["scale"] in (1.0, 2.0, 4.0):
             chosen = torch.cat([row["x"][judge.labels == k][:2] for k in range(10)])
-            shown = picture(chosen, f"samples at scale {row['scale']:g}", bounds=bounds_of("digits"), zoom=3)
+            shown = picture(chosen, f"samples at scale {row['scale']:g}", bounds=(0.0, 1.0), zoom=3)
             plates.append([f"{row['scale']:g}", shown])
     return html.section(
         "What guidance does",

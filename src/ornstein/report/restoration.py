@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.data import Split
 from ornstein.denoiser import Denoiser, EDMPrecondition, Scaling
 from ornstein.nets import MLP
 from ornstein.processes import MeanReverting
 from ornstein.random import derive, generator
-from ornstein.report.data import Split
 from ornstein.report.run import SOLVERS, Run
 from ornstein.solvers import Grid, LogSNR, Uniform, sample
 from ornstein.training import LogNormalSigma, Objective, fit
@@ -56,12 +56,18 @@ def restore(
     run: Run, split: Split, *, steps: int, budgets: tuple[int, ...], progress: bool | None = None
 ) -> Restoration:
     """Train on pairs of digits and damaged digits, and restore held-out ones by several solvers and budgets."""
-    seed, scaling = run.config.seed, Scaling.of(split.train)
-    spoilt = torch.cat([damage(split.train, derive(seed, "damage", k)) for k in range(8)])
-    clean = split.train.repeat(8, 1, 1, 1)
+    (train, _), (held_out, _) = split.train.rows(), split.held_out.rows()
+    seed, scaling = run.config.seed, Scaling.of(train)
+    spoilt = torch.cat([damage(train, derive(seed, "damage", k)) for k in range(8)])
+    clean = train.repeat(8, 1, 1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = MLP(split.event, width=run.config.net.width, depth=run.config.net.depth, conditions={"mean": split.event})
+        net = MLP(
+            split.event,
+            width=run.config.net.width or 256,
+            depth=run.config.net.depth or 3,
+            conditions={"mean": split.event},
+        )
     model = Denoiser(net, MeanReverting(), precondition=EDMPrecondition(1.0), scaling=scaling)
     fit(
         model,
@@ -77,7 +83,7 @@ def restore(
         every=max(steps // 5, 1),
         progress=progress,
     )
-    truth = split.held_out[:256]
+    truth = held_out[:256]
     damaged = damage(truth, derive(seed, "damage", "held-out"))
 
     def run_solver(solver: str, count: int, grid: Grid) -> tuple[Tensor, int]:

@@ -1,34 +1,36 @@
-"""A run is a folder: config.yaml, checkpoint.safetensors, metrics.json, samples.npz, report.html."""
+"""A run is a folder: config.yaml, space.json, checkpoint.safetensors, metrics.json, samples/, report.html."""
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import BaseDenoiser, Denoiser, EDMPrecondition, Scaling
+from ornstein.data import Space, Split, load_data
+from ornstein.denoiser import BaseDenoiser, Denoiser
+from ornstein.errors import CheckpointError
 from ornstein.guidance import CFG
-from ornstein.io import atomic_write, load_tensors, write_json
-from ornstein.nets import MLP, NULL, DiT, UNet
-from ornstein.nets.base import Net
-from ornstein.processes import EDM, VE, VP, Cosine, Flow, GaussianProcess, SubVP
+from ornstein.io import load_tensors, read_json, write_json
 from ornstein.report.config import Config, make_config, read_config, write_config
-from ornstein.report.data import Split, bounds_of, load_split
-from ornstein.report.judge import Judge
+from ornstein.report.during import Keep, Timing, Watch, stops
+from ornstein.report.judge import Judge, judge_of
+from ornstein.report.model import averages_asked, build, check_memory, objective_of
 from ornstein.report.names import nearest
-from ornstein.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Samples, Solver, sample
-from ornstein.training import Fit, LogNormalSigma, Objective, UniformTime, fit
+from ornstein.report.sampler import Job, Sampler, existing, named, target_of
+from ornstein.report.shards import fingerprint, one_line
+from ornstein.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, LogSNR, Samples, Solver, Table
+from ornstein.solvers.grids import as_grid
+from ornstein.solvers.solver import steps_within
+from ornstein.training import Fit, Forecast, Training, fit, post_hoc
 from ornstein.training.checkpoint import load_into
-
-PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
-    "edm": EDM, "flow": Flow, "vp": VP, "subvp": SubVP, "ve": VE, "cosine": Cosine,
-}  # fmt: skip
+from ornstein.training.schedule import factor_of
+from ornstein.training.track import Track
+from ornstein.training.workers import Workers
 
 SOLVERS: dict[str, Solver] = {
     "dpmpp": DPMSolverPP(order=2),
@@ -37,7 +39,11 @@ SOLVERS: dict[str, Solver] = {
     "ddim": DDIM(),
     "euler": Euler(),
     "ddpm": DDPM(),
+    "iddpm": DDPM(variance="learned"),
 }
+
+MOST_STEPS = 10_000
+"""Most steps of a solver: a table of more takes minutes to write, and no solver here gains by it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Evaluation:
     metrics: dict[str, Any]
     x: Tensor
     judge: Judge
+    main: bool = True
+    """Whether this process is the one that writes and shows."""
 
 
 class Run:
@@ -57,26 +65,48 @@ class Run:
         self._split: Split | None = None
 
     @classmethod
-    def create(cls, folder: str | Path, values: Mapping[str, Any], source: str = "config") -> Run:
-        """The run in `folder`, new with these fields or, if it exists, the old one; a field that differs is refused."""
+    def create(
+        cls, folder: str | Path, values: Mapping[str, Any], source: str = "config", *, check: bool = False
+    ) -> Run:
+        """The run in `folder`, new with these fields or, if it exists, the old one; a field that differs is refused.
+
+        With a constant learning rate an old run may be given more steps. `check` writes nothing.
+        """
         folder = Path(folder)
         path = folder / "config.yaml"
         asked = make_config(values, source)
         if path.exists():
             run = cls.open(folder)
             kept = run.config.model_dump()
-            if differ := [key for key in asked.model_fields_set if _differs(getattr(asked, key), kept[key])]:
+            if asked.steps > run.config.steps and run.config.schedule == "constant":
+                run.config = run.config.model_copy(update={"steps": asked.steps})
+                kept["steps"] = asked.steps
+                if not check:
+                    write_config(path, run.config)
+            if differ := [key for key in asked.model_fields_set if _differs(key, getattr(asked, key), kept[key])]:
                 was = ", ".join(f"{key} = {kept[key]}" for key in sorted(differ))
                 raise ValueError(
                     f"{folder} is a run with {was}: leave that as it is to resume, or choose another --out"
                 )
             return run
-        split = load_split(asked.data, asked.held_out)
-        config = asked.model_copy(update={"event": split.event, "labels": split.labels})
-        build_net(config)  # what cannot be built is refused before anything is written
-        write_config(path, config)
+        split = read_data(asked)
+        codec = split.space.codec()
+        found: dict[str, Any] = {"event": split.space.state_event(codec), "labels": split.labels}
+        if split.space.kind == "series":  # which no shape says
+            found["read"] = asked.read.model_copy(update={"kind": "series"})
+        config = asked.model_copy(update=found)
+        # what cannot be built, or trained for want of memory, is refused before anything is written
+        for key in ("event", "labels"):
+            if (given := getattr(asked, key)) not in (None, found[key]):
+                raise ValueError(f"{source}: {key} is {found[key]} in the data, got {given}: leave it out")
+        check_memory(config, split.space.conditions, Workers.here().count)
+        build(config, codec, split.space.conditions)
+        objective_of(config)
         run = cls(folder, config)
         run._split = split
+        if not check:
+            write_json(folder / "space.json", split.space.to_json())
+            write_config(path, config)
         return run
 
     @classmethod
@@ -93,53 +123,145 @@ class Run:
     def split(self) -> Split:
         """The data, split as it was for training."""
         if self._split is None:
-            self._split = load_split(self.config.data, self.config.held_out)
+            self._split = read_data(self.config)
         return self._split
+
+    @property
+    def space(self) -> Space:
+        """What the samples are, as it was when the run was made."""
+        path = self.folder / "space.json"
+        if not path.exists():
+            return self.split.space
+        try:
+            return Space.from_json(read_json(path))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+
+    @property
+    def every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        return self.config.every or max(self.config.steps // 5, 1)
 
     @property
     def checkpoint(self) -> Path:
         """Where the training stands."""
         return self.folder / "checkpoint.safetensors"
 
-    def train(self, progress: bool | None = None) -> tuple[Denoiser, Fit]:
+    def train(
+        self, progress: bool | None = None, foresee: Callable[[Forecast], object] | None = None
+    ) -> tuple[Denoiser, Fit]:
         """Train to the end from wherever the run stands; the model has its averaged weights."""
-        model = build(self.config, Scaling.of(self.split.train))
-        return model, self.fit(model, self.split.train, self.split.train_labels, self.checkpoint, progress)
+        train, config = self.split.train, self.config
+        check_memory(config, self.space.conditions, Workers.here().count)
+        model = build(config, train.codec(), self.space.conditions)
+        data, cond = train.feed()
+        timing = Timing(self.folder / "timing.json", self.checkpoint.exists())
+        callbacks: list[Callable[[int, Training], object]] = [timing]
+
+        def foreseen(coming: Forecast) -> None:
+            timing.forecast = round(coming.seconds, 1)
+            if foresee is not None:
+                foresee(coming)
+
+        if config.watch:
+            callbacks.append(Watch(self.folder / "watch", self._draw))
+        if config.keep:
+            callbacks.append(Keep(self.folder / "averages", config.keep))
+        if config.trackers:
+            settings = {key: str(value) for key, value in config.model_dump().items()}
+            callbacks.append(Track(config.trackers, self.folder / "trackers", self.folder.name, settings))
+        fitted = self.fit(
+            model,
+            data,
+            cond,
+            self.checkpoint,
+            progress,
+            accumulate=config.accumulate,
+            compile=config.compile,
+            recompute=config.recompute,
+            deterministic=config.deterministic,
+            sharding=config.sharding,
+            callbacks=callbacks,
+            foresee=None if foresee is None else foreseen,
+        )
+        return model, fitted
 
     def fit(
-        self, model: Denoiser, x: Tensor, labels: Tensor | None, checkpoint: Path, progress: bool | None = None
+        self,
+        model: Denoiser,
+        data: Any,
+        cond: Mapping[str, Tensor] | None,
+        checkpoint: Path,
+        progress: bool | None = None,
+        **options: Any,
     ) -> Fit:
-        """Train a model on samples and labels as this run's config says."""
+        """Train a model on samples and conditions as this run's config says."""
         config = self.config
-        drop = {"label": config.drop} if labels is not None and config.drop else None
         return fit(
             model,
-            x,
-            cond=None if labels is None else {"label": labels},
-            drop=drop,
+            data,
+            cond=cond,
+            drop={"label": config.drop} if config.labels and config.drop else None,
             steps=config.steps,
             batch_size=config.batch_size,
             lr=config.lr,
+            schedule=config.schedule,
+            warmup=config.warmup,
+            clip=config.clip,
             seed=config.seed,
-            ema=config.ema,
-            objective=objective_of(config),
+            ema=averages_asked(config),
+            precision=config.precision,
+            objective=objective_of(config, next(iter(self.space.conditions), None)),
             checkpoint=checkpoint,
-            every=max(config.steps // 5, 1),
+            every=self.every,
             progress=progress,
+            **options,
         )
 
-    def model(self) -> Denoiser:
-        """The model as it was last saved, with averaged weights, also of an unfinished training."""
+    def _draw(self, model: BaseDenoiser) -> Tensor:
+        """The samples of a model in training: the same seeds and labels at every stop."""
+        drawn = self.sample(self.config.watch, model=model, steps=20, progress=False).x
+        assert isinstance(drawn, Tensor)
+        return drawn
+
+    def model(self, average: str | None = None) -> Denoiser:
+        """The model as it was last saved, also of an unfinished training.
+
+        average: which weights: "ema" (the default, if there are averages), another average by its name, "raw", or the
+        length of one that is made now from those that were kept (fields `lengths` and `keep`), a share of the run.
+        """
         if not self.checkpoint.exists():
             raise FileNotFoundError(f"{self.folder} has no checkpoint yet: `ornstein train --out {self.folder}` first")
         tensors, _ = load_tensors(self.checkpoint, kind="checkpoint")
-        model = build(self.config, Scaling(torch.zeros(()), torch.ones(())))
-        load_into(model, under("model/", tensors) | under("ema/", tensors), str(self.checkpoint))
+        own = sorted({name.partition("/")[0] for name in tensors if "/" in name} - {"model", "optimizer", "time"})
+        name = average or ("ema" if "ema" in own else "raw")
+        weights = {} if name == "raw" else under(f"{name}/", tensors) if name in own else self._made(name, own)
+        space = self.space
+        model = build(self.config, space.codec(), space.conditions)
+        load_into(model, under("model/", tensors) | weights, str(self.checkpoint))
         return model.eval()
 
-    def sample(
+    def _made(self, name: str, own: list[str]) -> dict[str, Tensor]:
+        """An average of another length, from those kept."""
+        try:
+            length = float(name)
+        except ValueError:
+            raise ValueError(f"unknown average {name!r}; {nearest(name, [*own, 'raw'])}, or a length as 0.1") from None
+        lengths, files = self.config.lengths, stops(self.folder / "averages")
+        if not lengths or not files:
+            raise ValueError(
+                f"{self.folder} kept no averages of which one of length {name} could be made: train with "
+                "--set lengths=[0.05,0.1] --set keep=10"
+            )
+        kept = []
+        for path in files:
+            tensors, metadata = load_tensors(path, kind="averages")
+            for k, each in enumerate(lengths):
+                kept.append((each, metadata["step"], under("ema/" if k == 0 else f"power {each:g}/", tensors)))
+        return post_hoc(kept, length)
+
+    def sampler(
         self,
-        n: int,
         *,
         labels: Tensor | None = None,
         solver: str = "dpmpp",
@@ -147,15 +269,14 @@ class Run:
         nfe: int | None = None,
         guidance: float = 1.0,
         seed: int = 0,
+        average: str | None = None,
         model: Denoiser | None = None,
-        progress: bool | None = None,
-    ) -> Samples:
-        """n samples in the data's units and bounds, of `labels` (n,), by default of each class in turn."""
+    ) -> Sampler:
+        """What makes this run's samples: `labels` (k,) come round and round, by default all classes in turn; `average`
+        is that of `model`."""
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
-        if n < 1:
-            raise ValueError(f"n must be at least 1: got {n}")
-        classes = self.config.labels or 0
+        classes, space = self.config.labels or 0, self.space
         if labels is not None and not classes:
             raise ValueError(f"{self.folder} was trained without labels: ask for none")
         if labels is not None and not bool(((labels >= 0) & (labels < classes)).all()):
@@ -165,72 +286,140 @@ class Run:
         if guidance != 1 and not (classes and self.config.drop):
             raise ValueError("guidance needs a model trained with labels of which some were dropped (drop > 0)")
         if labels is None and classes:
-            labels = torch.arange(n) % classes
-        model = model or self.model()
+            labels = torch.arange(classes)
+        if steps is not None and nfe is not None:
+            raise ValueError("give steps or nfe, not both")
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is a number, 1 for none: got {guidance}")
+        if max(steps or 0, nfe or 0) > MOST_STEPS:
+            raise ValueError(f"a solver takes at most {MOST_STEPS} steps here: got {steps or nfe}")
+        model = model or self.model(average)
         denoiser: BaseDenoiser = model if guidance == 1 else CFG(model, guidance)
-        out = sample(
-            denoiser,
-            (n, *(self.config.event or ())),
-            solver=SOLVERS[solver],
-            steps=steps,
-            nfe=nfe,
-            cond=None if labels is None else {"label": labels},
-            seed=seed,
-            progress=progress,
-        )
-        bounds = bounds_of(self.config.data)
-        return Samples(out.x if bounds is None else out.x.clamp(*bounds), out.nfe, out.seed, out.table)
+        grid = as_grid(LogSNR(), denoiser.process)
+        count = steps if nfe is None else steps_within(nfe, SOLVERS[solver], denoiser, grid)
+        table = SOLVERS[solver].compile(denoiser.process, grid(count))
+        assert isinstance(table, Table)
+        request = {
+            "checkpoint": fingerprint(model.state_dict(), model.process, model.predicts),
+            "solver": solver,
+            "steps": table.steps,
+            "guidance": float(guidance),
+            "labels": named(labels, classes),
+            "seed": seed,
+        }
+        return Sampler(denoiser, table, self.config.event or (), space.complete, labels, space.bounds, seed, request)
 
-    def evaluate(self, *, solver: str = "dpmpp", steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Evaluation:
-        """Sample as many as are held out, with their labels, judge them, and write metrics.json and samples.npz."""
-        judge = Judge(self.split)
-        out = self.sample(judge.n, labels=judge.labels, solver=solver, steps=steps, guidance=guidance, seed=seed)
-        save_samples(self.folder / "samples.npz", out.x, judge.labels)
+    def labels_named(self, name: str | None) -> Tensor | None:
+        """The labels that a person names: a class by its name or number, `held-out` for those of the held-out data."""
+        if name is None:
+            return None
+        if name == "held-out":
+            if self.split.held_out.labels is None:
+                raise ValueError(f"{self.folder} was trained without labels: ask for none")
+            return self.split.held_out.labels
+        names = self.space.labels
+        if name in names:
+            return torch.tensor([names.index(name)])
+        if not name.isdecimal():
+            raise ValueError(f"unknown label {name!r}; {nearest(name, [*names, 'held-out'])}")
+        if not names:
+            raise ValueError(f"{self.folder} was trained without labels: ask for none")
+        if len(name) > 18 or int(name) >= len(names):
+            raise ValueError(f"label {name}: there are 0 to {len(names) - 1}")
+        return torch.tensor([int(name)])
+
+    def sample(self, n: int, *, labels: Tensor | None = None, progress: bool | None = None, **options: Any) -> Samples:
+        """n samples in the data's units and bounds, of `labels` (n,), by default of each class in turn; the options are
+        those of `sampler`."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1: got {n}")
+        if labels is not None and len(labels) != n:
+            raise ValueError(f"{len(labels)} labels for {n} samples: give one a sample")
+        return self.sampler(labels=labels, **options)(0, n, progress)
+
+    def job(
+        self, n: int, *, out: str | Path | None = None, form: str | None = None, batch: int = 500, **options: Any
+    ) -> Job:
+        """n samples to be written to `out` by every process that was started; the options are those of `sampler`.
+
+        All is checked but nothing written or evaluated yet: `Job.run` does that.
+
+        Args:
+            n, batch: how many samples, and how many at once, which is also how many a shard holds.
+            out: a file, or a folder for shards; by default a folder of its own within the run's samples.
+            form: npz, png, csv or parquet, where the ending of `out` does not say it.
+        """
+        workers = Workers.here()
+        sampler = self.sampler(**options)
+        sampler.denoiser.to(workers.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = target_of(self.folder, {**sampler.request, "n": n}, None if out is None else Path(out), form)
+        return Job(sampler, n, *place, self.space, batch, workers)
+
+    def judged(
+        self,
+        *,
+        solver: str = "dpmpp",
+        steps: int = 20,
+        guidance: float = 1.0,
+        seed: int = 0,
+        average: str | None = None,
+        batch: int = 500,
+    ) -> tuple[Judge, Job]:
+        """A judge, and the samples that it asks for: as many as are held out, with their labels."""
+        judge, labels = judge_of(self.split), self.split.held_out.labels
+        options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
+        options["average"] = average
+        return judge, self.job(judge.n, labels=labels, batch=batch, **options)
+
+    def evaluate(self, *, progress: bool | None = None, **options: Any) -> Evaluation:
+        """Judge as many samples as are held out, with their labels, and write metrics.json; the options are those of
+        `judged`.
+
+        The samples are in a folder of their own within the run's samples; where `sample` made the same, or more that
+        begin with the same, those are judged.
+        """
+        judge, job = self.judged(**options)
+        shards = existing(self.folder / "samples", job.request) or job.shards()
+        job.fill(shards, progress)
+        x = torch.cat([x for x, _ in shards.read(judge.n)])
+        asked = {key: job.request[key] for key in ("solver", "steps", "guidance", "seed")}
         metrics = {
-            "sampler": {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed, "nfe": out.nfe},
-            "figures": judge(out.x),
+            "sampler": {**asked, "nfe": job.sampler.nfe},
+            "figures": judge(x),
             "references": judge.references(),
         }
-        write_json(self.folder / "metrics.json", metrics)
-        return Evaluation(metrics, out.x, judge)
+        if job.workers.main:
+            with one_line(lambda: f"the samples are in {shards.folder} and stay"):
+                write_json(self.folder / "metrics.json", metrics)
+        return Evaluation(metrics, x, judge, job.workers.main)
 
-    def history(self) -> Tensor:
-        """The loss of every step so far, (steps,)."""
-        return load_tensors(self.checkpoint, kind="checkpoint")[0]["history"][:, 0]
+    def history(self) -> dict[str, Tensor]:
+        """step, loss, grad_norm and lr of every step so far, (steps,) each."""
+        seen = load_tensors(self.checkpoint, kind="checkpoint")[0].get("history")
+        if seen is None or seen.dim() != 2 or seen.shape[1] != 2:
+            raise CheckpointError(f"{self.checkpoint} is damaged: it has no history of (steps, 2)")
+        loss, grad_norm = seen.unbind(1)
+        config, done = self.config, len(loss)
+        factor = factor_of(config.schedule, config.steps, config.warmup)
+        lr = torch.tensor([config.lr * factor(k) for k in range(done)], dtype=torch.float64)
+        return {"step": torch.arange(1, done + 1), "loss": loss, "grad_norm": grad_norm, "lr": lr}
 
+    def timing(self) -> dict[str, Any] | None:
+        """How long the training took since it was last begun, and what was forecast; None if that is not known."""
+        path = self.folder / "timing.json"
+        return dict(read_json(path)) if path.exists() else None
 
-def build(config: Config, scaling: Scaling) -> Denoiser:
-    """The untrained model of a config, of the same first weights for the same seed."""
-    precondition = EDMPrecondition(1.0) if config.predicts == "edm" else None
-    return Denoiser(
-        build_net(config),
-        PROCESSES[config.process](),
-        None if config.predicts == "edm" else config.predicts,
-        precondition=precondition,
-        null={"label": NULL} if config.labels else None,
-        scaling=scaling,
-    )
-
-
-def build_net(config: Config) -> Net:
-    """The network of a config; ValueError if it does not fit the data."""
-    event, labels, net = config.event or (), config.labels or 0, config.net
-    if net.kind != "mlp" and len(event) != 3:
-        hint = "store x[:, None], or use mlp" if len(event) == 2 else "use mlp"
-        raise ValueError(f"net {net.kind} needs images (channels, height, width), and the data are {event}: {hint}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if net.kind == "mlp":
-            return MLP(event, labels, width=net.width, depth=net.depth)
-        if net.kind == "unet":
-            return UNet(event[0], labels, width=net.width, levels=(1, 2), blocks=net.depth)
-        return DiT(event[0], (event[1], event[2]), labels, width=net.width, depth=net.depth, heads=4)
+    def metrics(self) -> dict[str, Any] | None:
+        """What the last evaluation wrote, or None."""
+        path = self.folder / "metrics.json"
+        return dict(read_json(path)) if path.exists() else None
 
 
-def objective_of(config: Config) -> Objective:
-    """Noise levels about the data's own scale, 1, for EDM's preconditioning and noise scales; uniform t otherwise."""
-    by_level = config.predicts == "edm" or config.process in ("edm", "ve")
-    return Objective(LogNormalSigma(-0.5, 1.2) if by_level else UniformTime())
+def read_data(config: Config) -> Split:
+    """The data of a config, split."""
+    asked = config.read.model_dump()
+    options = {key: value for key, value in asked.items() if value not in (None, ())}
+    return load_data(config.data, **options).split(config.held_out)
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -238,15 +427,9 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def save_samples(path: str | Path, x: Tensor, labels: Tensor | None) -> None:
-    """Write x, and y where there are labels, as .npz, whole or not at all."""
-    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"y": labels.numpy()})
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    atomic_write(path, buffer.getvalue())
-
-
-def _differs(asked: Any, kept: Any) -> bool:
+def _differs(name: str, asked: Any, kept: Any) -> bool:
     if isinstance(kept, dict):
-        return any(_differs(getattr(asked, key), kept[key]) for key in asked.model_fields_set)
+        return any(_differs(key, getattr(asked, key), kept[key]) for key in asked.model_fields_set)
+    if name in ("event", "labels", "kind") and asked is None:
+        return False  # left to the data, as in the config that --show prints
     return bool(asked != kept)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Scaling
 from ornstein.random import derive, generator
 from ornstein.report.judge import Judge, diversity
-from ornstein.report.run import Run, build
+from ornstein.report.model import build
+from ornstein.report.run import Run
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -31,11 +31,12 @@ def guide(
     diversity is the mean distance of two samples of one class, over that of held-out data.
     """
     split, labels = run.split, judge.labels
-    assert split.train_labels is not None
+    train, train_labels = split.train.rows()
+    assert train_labels is not None
     assert labels is not None
-    model = build(run.config, Scaling.of(split.train))
-    spoilt = wrong(split.train_labels, share, derive(run.config.seed, "wrong labels"))
-    run.fit(model, split.train, spoilt, run.folder / "wrong-labels.safetensors", progress)
+    model = build(run.config, split.train.codec())
+    spoilt = wrong(train_labels, share, derive(run.config.seed, "wrong labels"))
+    run.fit(model, train, {"label": spoilt}, run.folder / "wrong-labels.safetensors", progress)
     real = diversity(judge.real, labels)
     rows = []
     for scale in SCALES:

@@ -15,6 +15,7 @@ from .dpm_solver import DPMSolver, DPMSolverPP
 from .dpm_solver_v3 import DPMSolverV3, ModelStatistics
 from .error import Choice, Doubled, Embedded, choose_steps
 from .euler import Euler
+from .evodiff import EVODiff
 from .few_step import FewStep, Recipe
 from .gaussian_start import GaussianStart
 from .gits import GITS, trajectory_variance
@@ -68,6 +69,7 @@ __all__ = [
     "DPMSolverPP",
     "DPMSolverV3",
     "Doubled",
+    "EVODiff",
     "Embedded",
     "Euler",
     "EulerMaruyama",

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..processes import Level, broadcast
+from ..processes import Level, ancestral, broadcast
 from .solver import Solver
 from .table import Writer
 
@@ -80,13 +80,9 @@ class DDPM(Solver):
         for t, s in pairwise(grid):
             if bool((s.t > t.t).any()):
                 raise ValueError("ancestral sampling runs from noise to data: this grid rises")
-            p = table.evaluate(x, t)
-            alpha_ts = t.alpha / s.alpha
-            # sigma_ts^2/sigma_t^2 = 1 - SNR_t/SNR_s
-            fresh = -torch.expm1(t.log_snr - s.log_snr)
-            kept = (s.sigma / t.sigma) ** 2
-            value = alpha_ts * kept * x + s.alpha * fresh * p.x0
-            forward, posterior = t.sigma * torch.sqrt(fresh), t.sigma * torch.sqrt(fresh * kept)
+            p, step = table.evaluate(x, t), ancestral(t, s)
+            value = step.c_x * x + step.c_x0 * p.x0
+            forward, posterior = step.forward, step.posterior
             if bool((s.sigma == 0).all()):
                 x = table.step(value, s)
             elif self.variance == "learned":

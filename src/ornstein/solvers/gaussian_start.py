@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,17 @@ class GaussianStart(FlowMap):
             raise ValueError(f"a covariance needs at least 2 samples: got {len(data)}")
         flat = data.detach().to("cpu", torch.float64).flatten(1)
         return cls(process, flat.mean(0).reshape(data.shape[1:]), torch.cov(flat.mT).reshape(2 * flat.shape[1:]))
+
+    def emergence(self, share: float = 0.5) -> Tensor:
+        """log-SNR_k = log(share^2/(1 - share^2)) - log c_k: (d,), in the order of the directions basis[:, k].
+
+        There x0 predicted along the flow has reached a share of its final deviation from the mean in that direction,
+        sqrt(SNR c_k/(1 + SNR c_k)). What varies most, the outline, comes first. Infinite for c_k = 0.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share={share}: a part of the whole, between 0 and 1")
+        reached: Tensor = math.log(share**2 / (1 - share**2)) - self.values.log()
+        return reached
 
     def forward(self, x: Tensor, t: Level, s: Level, cond: Cond = None) -> Tensor:
         if x.shape[1:] != self.mean.shape:

@@ -18,7 +18,7 @@ from ..numerics.tree import like, parts
 from ..prediction import Output, heads_of
 from ..processes import GaussianProcess, Level, Process, ProductLevel, check_shift
 from ..random import Noise
-from .program import After, Apply, Combine, Draw, Evaluate, program_of
+from .program import After, Apply, Combine, Draw, Evaluate, Form, program_of
 from .table import Coefficient, ProductTable, Table
 
 
@@ -71,8 +71,8 @@ class Stepper:
         index, x = next(run)                          # evaluation `index` is asked for, at the level
         index, x = run.send(network(x, ...))          # table.levels[index]; StopIteration.value is the last state
 
-    The views that a solver asks for are folded into its coefficients (see `program`), so no step pays for a
-    conversion; a tensor is dropped after its last use. `predicts` and `heads` say how answers are read. Whoever has
+    The views that a solver asks for are folded into its coefficients, or formed once where several rows read them (see
+    `program`); a tensor is dropped after its last use. `predicts` and `heads` say how answers are read. Whoever has
     changed the state that was evaluated (a pipeline that paints into it) sets `replaced` to it before the answer.
     """
 
@@ -149,7 +149,11 @@ class Stepper:
                     for slot, c in rest:
                         value.add_(slots[slot], alpha=c)
                 else:
-                    value = sum(c * slots[slot] for slot, c in step.terms)
+                    (slot, c), *rest = step.terms
+                    value = slots[slot] * c
+                    for slot, c in rest:
+                        term = slots[slot]
+                        value = add(value, term, alpha=c) if isinstance(c, float) else torch.addcmul(value, term, c)
                 if step.noise is not None:
                     assert self.recorder is not None
                     value, slots[step.noise[0]] = self.recorder(step.row, value, step.noise[1], slots[step.noise[0]])
@@ -173,6 +177,8 @@ class Stepper:
                     level = [component.evaluations[step.index].level for component in self.table.components]
                     output = yield step.index, self._uncentred([slots[slot] for slot in step.inputs], level)
                     self._keep(output, step, level, slots)
+            elif isinstance(step, Form):
+                slots[step.slot] = add(slots[step.first], slots[step.second], alpha=step.ratio)
             elif isinstance(step, Draw):
                 slots[step.slot] = noise.increment(shapes[step.component], noises[step.component][step.index])
                 continue

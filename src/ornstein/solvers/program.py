@@ -1,7 +1,8 @@
-"""From a table to instructions: views folded into coefficients, registers given slots."""
+"""From a table to instructions: views folded into coefficients or formed once, registers given slots."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from .._types import View
 from ..errors import TableError
-from .table import Coefficient, Gaussian, Output, ProductTable, Register, Table
+from .table import Atom, Coefficient, Gaussian, Output, ProductTable, Register, Table, _is_zero
 
-Key: TypeAlias = tuple[Any, ...]  # ("r", component, m), ("p", component, e, head) or ("z", component, l)
+Key: TypeAlias = tuple[Any, ...]
+"""("r", component, m), ("p", component, e, head), ("z", component, l) or ("v", component, output), a view formed."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class Draw:
     slot: int
     component: int
     index: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """A view of an evaluation, up to a factor, in one call: first + ratio second, of the state and the answer."""
+
+    slot: int
+    first: int
+    second: int
+    ratio: float
+    drop: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ class After:
     live: tuple[tuple[int, tuple[int, ...]], ...]
 
 
-Instruction: TypeAlias = Evaluate | Draw | Combine | Apply | After
+Instruction: TypeAlias = Evaluate | Draw | Form | Combine | Apply | After
 
 
 @dataclass(frozen=True)
@@ -136,27 +149,58 @@ def _plain(values: Tensor) -> Sequence[Coefficient]:
     return values.unbind(0) if values.dim() > 1 or values.requires_grad else values.tolist()
 
 
-def _terms(c: int, table: Table, predicts: View, heads: Mapping[str, View]) -> list[dict[Key, Coefficient]]:
-    """All rows of component c over registers, native outputs and noises.
+def _terms(
+    c: int, table: Table, predicts: View, heads: Mapping[str, View]
+) -> tuple[list[dict[Key, Coefficient]], dict[Key, tuple[Key, Key, float]]]:
+    """All rows of component c over registers, native outputs, formed views and noises; and how those are formed.
 
     A view is linear in the state and the native output, target = c_x x + c_p P, so a coefficient b of a view adds
-    b c_x to the coefficient of the evaluated register and b c_p to that of the output.
+    b c_x to the coefficient of the evaluated register and b c_p to that of the output. A row that does not hold the
+    register pays a call for that; where two or more do, the view is formed, in one call with its larger coefficient
+    taken out: x + (c_p/c_x) P or P + (c_x/c_p) x. Rows that hold the register fold it still, which is more exact too.
     """
-    views, rows = _conversions(table, predicts, heads), []
-    for row in table.rows:
+    views = _conversions(table, predicts, heads)
+    factors: dict[Output, float] = {}
+    made: dict[Key, tuple[Key, Key, float]] = {}
+    alone = [_alone(row.terms, table, views) for row in table.rows]
+    for view, readers in Counter(view for unheld in alone for view in unheld).items():
+        c_x, c_p = views[view]
+        if readers > 1 and isinstance(c_x, float) and isinstance(c_p, float):
+            keys = ("r", c, table.evaluations[view.evaluation].register), ("p", c, view.evaluation, view.head)
+            pairs = sorted(zip((c_x, c_p), keys, strict=True), key=lambda pair: -abs(pair[0]))
+            (factors[view], first), (other, second) = pairs
+            made["v", c, view] = first, second, other / factors[view]
+    rows: list[dict[Key, Coefficient]] = []
+    for row, unheld in zip(table.rows, alone, strict=True):
         total: dict[Key, Coefficient] = {}
         for atom, b in row.terms.items():
             if isinstance(atom, Register):
                 total["r", c, atom.index] = total.get(("r", c, atom.index), 0.0) + b
             elif isinstance(atom, Gaussian):
                 total["z", c, atom.index] = b
+            elif isinstance(atom, Output) and atom in factors and atom in unheld:
+                total["v", c, atom] = b * factors[atom]
             elif isinstance(atom, Output):
                 c_x, c_p = views[atom]
                 state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, atom.head)
                 total[state] = total.get(state, 0.0) + b * c_x
                 total[out] = total.get(out, 0.0) + b * c_p
         rows.append({key: value for key, value in total.items() if not (isinstance(value, float) and value == 0)})
-    return rows
+    return rows, made
+
+
+def _alone(
+    terms: Mapping[Atom, Coefficient], table: Table, views: Mapping[Output, tuple[Coefficient, Coefficient]]
+) -> list[Output]:
+    """The outputs of a row that bring in a register which nothing else in the row does."""
+
+    brought = {
+        atom: table.evaluations[atom.evaluation].register
+        for atom in terms
+        if isinstance(atom, Output) and not _is_zero(views[atom][0])
+    }
+    held = Counter([*brought.values(), *(atom.index for atom in terms if isinstance(atom, Register))])
+    return [atom for atom, register in brought.items() if held[register] == 1]
 
 
 def _instructions(
@@ -164,8 +208,12 @@ def _instructions(
 ) -> list[tuple[str, Any, list[Key], list[Key]]]:
     """(kind, payload, keys read, keys written) in order; noise is drawn just before its first use."""
     components = range(len(table.components))
-    rows = [_terms(c, component, predicts, heads) for c, component in enumerate(table.components)]
-    used = dict.fromkeys(key for component in rows for terms in component for key in terms if key[0] == "p")
+    rows, made = zip(*(_terms(c, part, predicts, heads) for c, part in enumerate(table.components)), strict=True)
+    forms: dict[int, list[tuple[str, Any, list[Key], list[Key]]]] = {}
+    for key, (first, second, ratio) in (item for component in made for item in component.items()):
+        forms.setdefault(key[2].evaluation, []).append(("form", ratio, [first, second], [key]))
+    read = [*(terms for component in rows for terms in component), *(f[2] for own in forms.values() for f in own)]
+    used = dict.fromkeys(key for keys in read for key in keys if key[0] == "p")
     outputs: dict[int, list[Key]] = {}
     for key in used:
         outputs.setdefault(key[2], []).append(key)
@@ -175,6 +223,7 @@ def _instructions(
         if kind == "evaluate":
             register = table.components[0].evaluations[index].register
             program.append(("evaluate", index, [("r", c, register) for c in components], outputs.get(index, [])))
+            program.extend(forms.get(index, []))
             continue
         for c in components:
             row = table.components[c].rows[index]
@@ -230,6 +279,9 @@ def _allocate(table: Table | ProductTable, program: list[tuple[str, Any, list[Ke
             steps.append(Evaluate(payload, read, kept, only_main, drop))
         elif kind == "draw":
             steps.append(Draw(slot_of[writes[0]], *payload))
+        elif kind == "form":
+            first, second = read
+            steps.append(Form(slot_of[writes[0]], first, second, payload, drop))
         elif kind == "apply":
             function, row = payload
             steps.append(Apply(slot_of[writes[0]], function, read, row, drop))

@@ -26,6 +26,8 @@ Coefficient: TypeAlias = float | Tensor
 broadcasts to (batch, *event)."""
 
 FORMAT = 1
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"hypot": torch.hypot}
+"""The adaptive rows that a file can name."""
 
 
 class _Linear(ABC):
@@ -216,8 +218,7 @@ class Table:
             raise TableError(f"{self.solver}: the order must name every row and every evaluation once")
         if self.error is not None and self.error not in made:
             raise TableError(f"{self.solver}: the error {self.error} is no register of this table")
-        after = {Register(m) for m in range(self.result.index + 1, len(self.rows))}
-        if self.rows[0].level is None or not after <= {self.error}:
+        if self.rows[0].level is None or (self.error is None and self.result.index + 1 < len(self.rows)):
             raise TableError(f"{self.solver}: the first and the last register are states, each with a level")
 
     @property
@@ -308,7 +309,7 @@ class Table:
         atomic_write(Path(path), json.dumps(self.to_json(), indent=1).encode())
 
     def to_json(self) -> dict[str, Any]:
-        if self.adaptive:
+        if any(row.function not in (None, *_FUNCTIONS.values()) for row in self.rows):
             raise TableError(f"{self.solver} has rows that depend on the data: save the solver and its grid instead")
         return {
             "format": "ornstein-table",
@@ -319,6 +320,11 @@ class Table:
                     "terms": [[*_atom_json(atom), _number_json(c)] for atom, c in row.terms.items()],
                     "level": _level_json(row.level),
                     "on_grid": row.on_grid,
+                    **(
+                        {}
+                        if row.function is None
+                        else {"function": _name(row.function), "inputs": [r.index for r in row.inputs]}
+                    ),
                 }
                 for row in self.rows
             ],
@@ -354,6 +360,8 @@ class Table:
                 {_atom_from(kind, ident): _number_from(c) for kind, ident, c in row["terms"]},
                 _level_from(row["level"]),
                 row["on_grid"],
+                _FUNCTIONS[row["function"]] if "function" in row else None,
+                tuple(map(Register, row.get("inputs", ()))),
             )
             for row in data["rows"]
         )

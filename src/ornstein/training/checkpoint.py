@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..io import load_tensors, save_tensors
+from .workers import cut
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +45,7 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Non
             )
     with torch.no_grad():
         for key, tensor in own.items():
-            tensor.copy_(tensors[key])
+            tensor.copy_(cut(tensors[key], tensor))
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], prefix: str) -> Any:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from .._types import Cond
 from ..denoiser import BaseDenoiser
-from ..random import generator
+from ..random import Share, generator
 
 
-def dropper(model: BaseDenoiser, drop: Mapping[str, float] | None) -> Callable[[Cond, int], Cond]:
+def dropper(model: BaseDenoiser, drop: Mapping[str, float] | None) -> Callable[[Cond, int, Share], Cond]:
     """cond[name][i] <- model.null[name] with probability drop[name], for each sample and each name on its own.
 
-    The function returned takes the condition and the seed of the step. Source: Ho, Salimans 2022 (2207.12598).
+    The function returned takes the condition, the seed of the step, and the share of the batch that the condition is.
+    Source: Ho, Salimans 2022 (2207.12598).
     """
     drop = {} if drop is None else drop
     if not isinstance(drop, Mapping):
@@ -30,7 +31,7 @@ def dropper(model: BaseDenoiser, drop: Mapping[str, float] | None) -> Callable[[
         if not 0 <= probability <= 1:
             raise ValueError(f"drop[{name!r}] is a probability: got {probability}")
 
-    def apply(cond: Cond, seed: int) -> Cond:
+    def apply(cond: Cond, seed: int, share: Share) -> Cond:
         if not drop:
             return cond
         if not isinstance(cond, Mapping) or not set(drop) <= set(cond):
@@ -38,7 +39,7 @@ def dropper(model: BaseDenoiser, drop: Mapping[str, float] | None) -> Callable[[
         rng, dropped = generator(seed), dict(cond)
         for name, probability in drop.items():
             value: Tensor = cond[name]
-            gone = torch.rand(len(value), generator=rng) < probability
+            gone = share(torch.rand(share.total, generator=rng)) < probability
             gone = gone.to(value.device).reshape(-1, *(1,) * (value.dim() - 1))
             dropped[name] = torch.where(gone, torch.as_tensor(null[name], dtype=value.dtype).to(value.device), value)
         return dropped

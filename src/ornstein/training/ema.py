@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from .workers import cut
 
 
 class EMA:
@@ -38,8 +41,11 @@ class EMA:
     def update(self) -> None:
         """Take the weights as they are now into the average."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+        torch._foreach_lerp_(self._average, self._weights, 1 - self.decay_at(self.updates))
+
+    def decay_at(self, update: int) -> float:
+        """d_k of update k = 1, 2, ..."""
+        return min(self.decay, (1 + update) / (10 + update))
 
     @contextmanager
     def swap(self) -> Iterator[None]:
@@ -66,5 +72,27 @@ class EMA:
         """Go on from averages made by `updates` updates."""
         if set(state) != set(self._names):
             raise ValueError(f"averages of other parameters: {', '.join(sorted(set(state) ^ set(self._names)))}")
-        torch._foreach_copy_(self._average, [state[name].to(a) for name, a in self.state_dict().items()])
+        torch._foreach_copy_(self._average, [cut(state[name].to(a.dtype), a) for name, a in self.state_dict().items()])
         self.updates = updates
+
+
+def averages_of(model: nn.Module, ema: float | Sequence[float] | Averages | None) -> dict[str, EMA]:
+    """The averages that `fit` keeps, by name: "ema" the first, "ema 0.999" and so on the further ones."""
+    if ema is None:
+        return {}
+    if isinstance(ema, Averages):
+        made: list[tuple[str, EMA]] = list(ema.of(model).items())
+    else:
+        decays = tuple(ema) if isinstance(ema, Sequence) else (ema,)
+        if not decays or len(set(decays)) < len(decays):
+            raise ValueError(f"ema gives different decays: got {ema}")
+        made = [(f"ema {decay:g}", EMA(model, decay)) for decay in decays]
+    return {"ema" if i == 0 else name: average for i, (name, average) in enumerate(made)}
+
+
+@runtime_checkable
+class Averages(Protocol):
+    """Another kind of averages."""
+
+    def of(self, model: nn.Module) -> dict[str, EMA]:
+        """New averages of a model's parameters, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -14,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .._types import Cond, State
 from ..numerics.tree import check_batch, parts, tree_map
-from ..random import derive, generator
+from ..random import Share, derive, generator
 
 Batch: TypeAlias = tuple[State, Cond]
 
 
 class Feed(ABC):
-    """`feed(step)` is the batch (x0, cond) of a step; steps are asked for in order, beginning anywhere.
+    """`feed(step, share)`: a share of the batch (x0, cond) of a step; steps are asked for in order, beginning anywhere.
 
     Batches run through the data in a new random order each epoch and across the ends of epochs, so every batch is full.
     """
@@ -29,8 +30,30 @@ class Feed(ABC):
     """Where the next batch stands, for feeds that cannot tell it from the step."""
 
     @abstractmethod
-    def __call__(self, step: int) -> Batch:
-        """The batch of `step`."""
+    def size(self, step: int) -> int:
+        """The number of samples in the batch of `step`."""
+
+    @abstractmethod
+    def __call__(self, step: int, share: Share) -> Batch:
+        """A share of the batch of `step`."""
+
+    def share(self, step: int, piece: int, pieces: int) -> Share:
+        """The piece-th of `pieces` equal shares of the batch of `step`."""
+        total = self.size(step)
+        if total % pieces:
+            raise ValueError(
+                f"a batch of {total} samples does not divide into {pieces} shares, one for each process and each pass "
+                f"of accumulation: give batches of a multiple of {pieces}"
+            )
+        return Share(piece * total // pieces, (piece + 1) * total // pieces, total)
+
+    def check(self, pieces: int) -> None:
+        """Refuse batches that do not divide into `pieces`, where their size is known before the work starts."""
+        return
+
+    def rewind(self, position: Sequence[int]) -> None:
+        """Return to a position where the feed has been."""
+        self.position = position
 
     @abstractmethod
     def describe(self) -> str:
@@ -50,6 +73,12 @@ class _Shuffled(Feed):
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
+    def size(self, step: int) -> int:
+        return self.batch_size
+
+    def check(self, pieces: int) -> None:
+        self.share(0, 0, pieces)
+
     def indices(self, step: int) -> Tensor:
         """The items of the batch of `step`, (batch_size,)."""
         pieces, start, end = [], step * self.batch_size, (step + 1) * self.batch_size
@@ -67,7 +96,7 @@ class _Shuffled(Feed):
 class TensorFeed(_Shuffled):
     """Batches of a tensor or a named tuple of tensors (n, *event), and of a nest of conditions."""
 
-    def __init__(self, data: State, cond: Cond, batch_size: int, seed: int) -> None:
+    def __init__(self, data: State, cond: Cond, batch_size: int, seed: int, missing: bool = False) -> None:
         tensors = parts(data)
         if any(x.dim() == 0 or len(x) != len(tensors[0]) for x in tensors):
             raise ValueError(f"components of different lengths: {', '.join(str(tuple(x.shape)) for x in tensors)}")
@@ -75,6 +104,8 @@ class TensorFeed(_Shuffled):
         for x in tensors:
             if not x.is_floating_point():
                 raise ValueError(f"the data are {x.dtype}: give floating-point numbers, of about unit size")
+            if missing:
+                x = x.nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
             if not bool(x.isfinite().all()):
                 bad = int((~x.isfinite().flatten(1).all(1) if x.dim() > 1 else ~x.isfinite()).nonzero()[0])
                 raise ValueError(f"the data hold NaN or infinity, first in sample {bad}: remove such samples")
@@ -84,8 +115,8 @@ class TensorFeed(_Shuffled):
                 raise ValueError(f"cond{_pytree.keystr(path)} holds NaN or infinity: remove such samples")
         self.data, self.cond = data, cond
 
-    def __call__(self, step: int) -> Batch:
-        return self._select(self.indices(step))
+    def __call__(self, step: int, share: Share) -> Batch:
+        return self._select(share(self.indices(step)))
 
     def _select(self, index: Tensor) -> Batch:
         def rows(tensor: Tensor) -> Tensor:
@@ -119,10 +150,13 @@ class DatasetFeed(_Shuffled):
         super().__init__(len(items), batch_size, seed)
         self.data = items
 
-    def __call__(self, step: int) -> Batch:
-        # random augmentation is a function of the step too
-        torch.default_generator.manual_seed(derive(self.seed, "items", step))
-        return _finite(split(default_collate([self.data[i] for i in self.indices(step).tolist()])), step)
+    def __call__(self, step: int, share: Share) -> Batch:
+        items = []
+        for place, index in zip(range(share.start, share.stop), share(self.indices(step)).tolist(), strict=True):
+            # random augmentation is a function of the step too, and of the place in the whole batch
+            torch.default_generator.manual_seed(derive(self.seed, "items", step, place))
+            items.append(self.data[index])
+        return _finite(split(default_collate(items)), step)
 
     def describe(self) -> str:
         return f"{type(self.data).__name__} of {self.n}"
@@ -133,15 +167,32 @@ class LoaderFeed(Feed):
 
     Each epoch begins with torch's global generator, and the loader's and its sampler's if they have one, seeded by
     (seed, epoch), so the loader's shuffling and the seeds of its workers are functions of the seed. A resumed run
-    passes over the batches that were used.
+    passes over the batches that were used. Each of several processes reads every batch, and takes its rows.
     """
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
         self.loader, self.seed = loader, seed
         self.position = (0, 0)  # epoch, batches used in it
         self._batches: Iterator[Any] | None = None
+        self._read: tuple[int, Batch] | None = None
 
-    def __call__(self, step: int) -> Batch:
+    def size(self, step: int) -> int:
+        return len(parts(self._batch(step)[0])[0])
+
+    def __call__(self, step: int, share: Share) -> Batch:
+        x0, cond = self._batch(step)
+        return tree_map(share, x0), tree_map(share, cond)
+
+    def rewind(self, position: Sequence[int]) -> None:
+        self.position, self._batches, self._read = (position[0], position[1]), None, None
+
+    def _batch(self, step: int) -> Batch:
+        """The whole batch of a step, read once."""
+        if self._read is None or self._read[0] != step:
+            self._read = step, self._next(step)
+        return self._read[1]
+
+    def _next(self, step: int) -> Batch:
         while True:
             epoch, used = self.position
             if self._batches is None:
@@ -196,10 +247,10 @@ def _finite(batch: Batch, step: int) -> Batch:
     return batch
 
 
-def feed_of(data: Any, cond: Cond, batch_size: int, seed: int) -> Feed:
-    """The feed that fits the data."""
+def feed_of(data: Any, cond: Cond, batch_size: int, seed: int, missing: bool = False) -> Feed:
+    """The feed that fits the data; `missing` says that NaN stands for a missing value in them."""
     if isinstance(data, Tensor) or (isinstance(data, tuple) and hasattr(data, "_fields")):
-        return TensorFeed(data, cond, batch_size, seed)
+        return TensorFeed(data, cond, batch_size, seed, missing)
     if cond is not None:
         raise ValueError("cond= goes with a tensor of data: the items of a Dataset or DataLoader are (x, cond)")
     if isinstance(data, DataLoader):

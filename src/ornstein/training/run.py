@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ..denoiser import BaseDenoiser
-from ..errors import NonFiniteError
+from ..errors import DivergenceWarning, NonFiniteError
 from .ema import EMA
+from .workers import Workers
+
+_WINDOW, _STRETCH = 20, 100  # steps whose median loss is compared, and steps that it is compared with
+_RISE = 4.0
 
 
 class Training:
-    """A run as its callbacks see it: `model`, `step` (steps done), `steps`, `history` so far, `average()`."""
+    """A run as its callbacks see it: `model`, `step` (steps done), `steps`, `history` so far, `averages`, `average()`,
+    and `main`, whether this process is the one that writes."""
 
-    def __init__(self, model: BaseDenoiser, ema: EMA | None, rate: Callable[[int], float], steps: int) -> None:
-        self.model, self.ema, self.steps, self.step = model, ema, steps, 0
+    def __init__(
+        self,
+        model: BaseDenoiser,
+        averages: Mapping[str, EMA],
+        rate: Callable[[int], float],
+        steps: int,
+        workers: Workers | None = None,
+    ) -> None:
+        self.model, self.averages, self.steps, self.step = model, averages, steps, 0
+        self.workers = workers or Workers()
+        self.main = self.workers.main
+        self._warned, self._compared, self._least = False, 0, math.inf
         self._rate = rate
         self._seen = torch.empty(0, 2)  # loss and gradient norm of each step, on the host
         self._new: list[Tensor] = []
 
     @contextmanager
-    def average(self) -> Iterator[BaseDenoiser]:
-        """Inside the block the model is as `fit` would leave it now: averaged weights, evaluation mode."""
+    def average(self, name: str | None = None) -> Iterator[BaseDenoiser]:
+        """Inside the block the model is as `fit` would leave it now: averaged weights, evaluation mode.
+
+        `name` chooses among several averages; by default the first.
+        """
         training = self.model.training
         self.model.eval()
         try:
-            with self.ema.swap() if self.ema else contextlib.nullcontext():
+            name = next(iter(self.averages), None) if name is None else name
+            with contextlib.nullcontext() if name is None else self.averages[name].swap():
                 yield self.model
         finally:
             self.model.train(training)
@@ -51,7 +72,7 @@ class Training:
         """Bring the noted steps to the host, and stop at the first that is not finite."""
         if not self._new:
             return
-        new = torch.stack(self._new).float().cpu().reshape(-1, 2)
+        new = self.workers.mean(torch.stack(self._new).float()).cpu().reshape(-1, 2)
         first, self._new = len(self._seen), []
         self._seen = torch.cat([self._seen, new])
         bad = (~new.isfinite()).any(1).nonzero()
@@ -63,8 +84,33 @@ class Training:
                 "if there is one, holds earlier, finite ones. Lower lr, clip, or look for large values in the data"
             )
 
+        self._warn()
+
+    def _warn(self) -> None:
+        """Say once that the loss is rising: two windows of steps far above the least stretch before them."""
+        recent = len(self._seen) - 2 * _WINDOW
+        while self._compared + _STRETCH <= recent:
+            stretch = self._seen[self._compared : self._compared + _STRETCH, 0]
+            self._least = min(self._least, float(stretch.median()))
+            self._compared += _STRETCH
+        bound = _RISE * self._least
+        if self._warned or recent < _STRETCH:
+            return
+        now = self._seen[recent:, 0].reshape(2, _WINDOW).median(1).values
+        if float(now.min()) > bound:
+            self._warned = True
+            step = recent + int((self._seen[recent:, 0] > bound).nonzero()[0]) + 1
+            warnings.warn(
+                f"the loss is rising: from {self._least:.4g} to {float(now[1]):.4g}, at step {step} of {self.steps}. "
+                "The training may diverge: lower lr, lengthen warmup, or clip",
+                DivergenceWarning,
+                stacklevel=4,
+            )
+
     def restore(self, seen: Tensor) -> None:
         """Go on after the steps of a checkpoint."""
+        if seen.dim() != 2 or seen.shape[1] != 2:
+            raise ValueError(f"a history is (steps, 2): got {tuple(seen.shape)}")
         self._seen, self.step = seen, len(seen)
 
     @property

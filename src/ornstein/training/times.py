@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +39,26 @@ class TimeLaw(ABC):
     def density(self, level: Level) -> Tensor:
         """The density of the law at level.t, by dt."""
 
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        """The mass below t, the inverse of `quantile`: by bisection, unless a law knows it."""
+        low, high = torch.zeros_like(t), torch.ones_like(t)
+        for _ in range(53):
+            middle = (low + high) / 2
+            below = self.quantile(middle.clamp(_EDGE, 1 - _EDGE), process) <= t
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A law that learns from the losses: what it has seen belongs to a checkpoint."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it has seen."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what another law of the same make had seen."""
+
 
 @dataclass(frozen=True)
 class UniformTime(TimeLaw):
@@ -47,6 +69,9 @@ class UniformTime(TimeLaw):
 
     def density(self, level: Level) -> Tensor:
         return torch.ones_like(level.t)
+
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        return t
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,36 @@ class LogitNormal(TimeLaw):
     def density(self, level: Level) -> Tensor:
         return _normal(torch.logit(level.t), self.mean, self.std) / (level.t * (1 - level.t))
 
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        below: Tensor = torch.special.ndtr((torch.logit(t) - self.mean) / self.std)
+        return below
+
+
+@dataclass(frozen=True)
+class UShapedTime(TimeLaw):
+    """p(t) = a cosh(a (t - 1/2))/(2 sinh(a/2)), as e^(a t) + e^(a (1 - t)): more of both ends of the path.
+
+    For pairs of a flow the middle is easy, the ends are not: near t = 1 the sample must be told from the noise. The
+    quantile function is Q(u) = 1/2 + asinh((2u - 1) sinh(a/2))/a. (The paper prints e^(a t) + e^(-a t), which on [0, 1]
+    only rises; its published code draws the law above.)
+
+    Source: Lee, Lin, Fanti 2024 (2405.20320), section 4.1.
+    """
+
+    a: float = 4.0
+
+    def __post_init__(self) -> None:
+        _positive(a=self.a)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        return 0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a
+
+    def density(self, level: Level) -> Tensor:
+        return self.a * torch.cosh(self.a * (level.t - 0.5)) / (2 * math.sinh(self.a / 2))
+
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        return 0.5 + torch.sinh(self.a * (t - 0.5)) / (2 * math.sinh(self.a / 2))
+
 
 @dataclass(frozen=True)
 class LogNormalSigma(TimeLaw):
@@ -87,6 +142,10 @@ class LogNormalSigma(TimeLaw):
 
     def density(self, level: Level) -> Tensor:
         return _normal(-level.log_snr / 2, self.mean, self.std) * fall(level) / 2
+
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        below: Tensor = torch.special.ndtr((-_gaussian(process, self).log_snr(t) / 2 - self.mean) / self.std)
+        return below
 
 
 @dataclass(frozen=True)
@@ -109,6 +168,9 @@ class UniformLogSNR(TimeLaw):
     def density(self, level: Level) -> Tensor:
         inside = (level.log_snr >= self.low) & (level.log_snr <= self.high)
         return torch.where(inside, fall(level) / (self.high - self.low), 0.0)
+
+    def mass(self, t: Tensor, process: Process) -> Tensor:
+        return ((self.high - _gaussian(process, self).log_snr(t)) / (self.high - self.low)).clamp(0, 1)
 
 
 def fall(level: Level) -> Tensor:

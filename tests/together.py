@@ -1,0 +1,72 @@
+"""One training as each of several processes runs it: `torchrun ... tests/together.py OUT KIND [STEPS]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import ornstein as orn
+from ornstein.training import Fit, fit
+
+torch.set_num_threads(1)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "replicate": {},
+    "shard": {"sharding": "shard"},
+    "accumulate": {"accumulate": 2},
+    "loader": {},
+    "shard and recompute": {"sharding": "shard", "recompute": True, "ema": (0.5, 0.9), "accumulate": 2},
+}
+
+
+def train(kind: str, checkpoint: Path | None = None, steps: int = 6, **change: Any) -> tuple[Fit, orn.Denoiser]:
+    """The same training whoever runs it."""
+    torch.manual_seed(3)
+    x, y = torch.randn(50, 3).double(), torch.arange(50) % 4
+    net = orn.nets.MLP(3, labels=4, width=16, depth=2).double()
+    with torch.no_grad():
+        for p in net.parameters():  # a new network answers 0, and has no gradient in most of its weights
+            p.add_(0.1 * torch.randn_like(p))
+    model = orn.Denoiser(net, orn.Flow(), null={"label": orn.nets.NULL}, scaling=orn.Scaling(0.5, 2.0))
+    data: dict[str, Any] = {"data": x, "cond": {"label": y}}
+    if kind == "loader":
+        items: Any = TensorDataset(x, y)
+        data = {"data": DataLoader(items, batch_size=8, drop_last=True, shuffle=True, collate_fn=_collate)}
+    options: dict[str, Any] = {"steps": 6, "batch_size": 8, "lr": 1e-2, "drop": {"label": 0.3}, "ema": 0.5, "every": 2}
+    options |= KINDS[kind] | change
+    stop: list[Any] = []
+    if steps < 6:
+
+        def end(step: int, _: object) -> None:
+            if step == steps:
+                raise KeyboardInterrupt
+
+        stop = [end]
+    return fit(model, **data, **options, checkpoint=checkpoint, callbacks=stop, progress=False), model
+
+
+def _collate(items: list[Any]) -> Any:
+    return torch.stack([x for x, _ in items]), {"label": torch.stack([y for _, y in items])}
+
+
+if __name__ == "__main__":
+    from accelerate import PartialState
+
+    from ornstein.io import save_tensors
+
+    out, kind, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 6
+    try:
+        result, model = train(kind, out / "run.safetensors", steps)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    finally:
+        state = PartialState()
+    tensors = {f"raw/{k}": v for k, v in result.raw.items()} | {f"model/{k}": v for k, v in model.state_dict().items()}
+    for key, average in result.averages.items():
+        tensors |= {f"{key}/{k}": v for k, v in average.items()}
+    save_tensors(out / f"rank{state.process_index}.safetensors", tensors, kind="model")
+    torch.distributed.destroy_process_group()
