@@ -56,7 +56,10 @@ OPTIONS = {
     "drop": "--drop", "precision": "--precision", "seed": "--seed", "read.label": "--label", "read.size": "--size",
 }  # fmt: skip
 
-PROCESSES, SOLVERS = ("edm", "flow", "vp", "subvp", "ve", "cosine"), ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm")
+PROCESSES, SOLVERS = (
+    ("edm", "flow", "vp", "subvp", "ve", "cosine"),
+    ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm"),
+)
 PREDICTS = ("edm", "x0", "noise", "velocity", "v", "score")
 
 
@@ -86,8 +89,7 @@ def valid_fields(draw: st.DrawFn, folder: Path) -> dict[str, Any]:
         "schedule": st.sampled_from(["cosine", "constant"]),
         "warmup": st.integers(0, 10**9) | st.none(),
         "clip": st.floats(1e-3, 1e6) | st.none(),
-        "ema": st.floats(0, 1, exclude_max=True)
-        | st.lists(st.floats(0, 0.9999), min_size=1, max_size=3, unique=True),
+        "ema": st.floats(0, 1, exclude_max=True) | st.lists(st.floats(0, 0.9999), min_size=1, max_size=3, unique=True),
         "lengths": st.lists(st.floats(0.01, 0.28), max_size=2, unique=True),
         "precision": st.sampled_from(["fp32", "bf16"]),
         "recompute": st.booleans(),
@@ -105,6 +107,8 @@ def valid_fields(draw: st.DrawFn, folder: Path) -> dict[str, Any]:
     }
     for name in draw(st.lists(st.sampled_from(sorted(optional)), max_size=6, unique=True)):
         fields[name] = draw(optional[name])
+    if fields.get("process") in ("flow", "cosine") and fields.get("predicts") in ("noise", "score"):
+        del fields["predicts"]  # where alpha is 0, these say nothing of x0
     fields["accumulate"] = accumulate
     if data == "table.csv" and draw(st.booleans()):
         fields["read.label"] = "colour"
@@ -119,17 +123,21 @@ TEXTS = st.sampled_from(
     ["", " ", "é\u202e\u0301", "\U0001f9ea", "x" * 3000, "null", "~", "~nobody/x.npz", "../../..", "/", ".", "1e400",
      "0x10", "2026-13-45", "a: b", "[", "[[[[1]]]]", "-", "--", "--out", "%s{0}", "flwo", "digits", "hf:", ":", "=",
      "line\nline", "\x1b[31m", "a\0b", "[" * 2000, "{a: 1, a: 2}", "!!python/object/apply:os.system [id]",
-     "!!int ''", "!!timestamp x", "!!bool x", "!!float ''", "&a [*a]", "*a", "1" * 5000, "True", "nan", ".inf", "\ud800"]
+     "!!int ''", "!!timestamp x", "!!bool x", "!!float ''", "&a [*a]", "*a", "1" * 5000, "True", "nan", ".inf",
+     "\ud800"]
 )  # fmt: skip
-NESTS = st.sampled_from([None, True, [], {}, [1, [2]], {"kind": {"kind": 1}}, [None], {1: 2}, [float("nan")], {"x": []}])
+NESTS: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, [], {}, [1, [2]], {"kind": {"kind": 1}}, [None], {1: 2}, [float("nan")], {"x": []}]
+)
 ABSURD = NUMBERS | TEXTS | NESTS
-FIELDS = (
-    "data read read.kind read.label read.drop read.size read.channels read.series read.time read.step read.split "
-    "held_out net net.kind net.width net.depth net.patch process predicts loss loss.kind loss.time loss.penalty "
-    "loss.weighting loss.perturb loss.shared_times drop steps batch_size accumulate lr schedule warmup clip ema lengths "
-    "precision recompute deterministic sharding every watch keep trackers seed event labels stesp net.widht "
-    "net.kind.x __class__ é"
-).split()
+FIELDS = [
+    "data", "read", "read.kind", "read.label", "read.drop", "read.size", "read.channels", "read.series", "read.time",
+    "read.step", "read.split", "held_out", "net", "net.kind", "net.width", "net.depth", "net.patch", "process",
+    "predicts", "loss", "loss.kind", "loss.time", "loss.penalty", "loss.weighting", "loss.perturb",
+    "loss.shared_times", "drop", "steps", "batch_size", "accumulate", "lr", "schedule", "warmup", "clip", "ema",
+    "lengths", "precision", "recompute", "deterministic", "sharding", "every", "watch", "keep", "trackers", "seed",
+    "event", "labels", "stesp", "net.widht", "net.kind.x", "__class__", "é"
+]  # fmt: skip
 FILES = st.sampled_from(
     [b"\xff\xfe", b"steps: [", b"- steps", b"5", b"steps: 1\nsteps: 2\n", b"{[1]: 2}", b"1: 2", b"? {a: 1}\n: 2",
      b"!!python/object/apply:os.system ['touch owned']", b"steps: !!python/name:os.system", b"---\na: 1\n---\nb: 2",
@@ -187,7 +195,8 @@ def trainings(draw: st.DrawFn, folder: Path, spoilt: bool) -> Case:
         elif what == 1:
             config = (config or b"")[: draw(st.integers(0, 60))]
         elif what == 2:
-            arguments += draw(st.sampled_from([["--set", "x"], ["--set", "=1"], ["--stesp", "3"], ["extra"], ["--width"],
+            arguments += draw(st.sampled_from([["--set", "x"], ["--set", "=1"], ["--stesp", "3"], ["extra"],
+                                               ["--width"],
                                                ["--set", "net..width=1"], ["--set", "a" * 4000 + "=1"]]))  # fmt: skip
         elif what == 3:
             arguments[3] = str(folder / draw(st.sampled_from(["points.npz", "empty folder", "run points", "x" * 300])))
@@ -197,10 +206,14 @@ def trainings(draw: st.DrawFn, folder: Path, spoilt: bool) -> Case:
 @st.composite
 def samplings(draw: st.DrawFn, folder: Path, spoilt: bool) -> Case:
     """`ornstein sample --check` and `ornstein evaluate --check`."""
-    command, run = draw(st.sampled_from(["sample", "sample", "evaluate"])), draw(st.sampled_from(["points", "images"]))
+    command, run = draw(st.sampled_from(["sample"] * 9 + ["evaluate"])), draw(st.sampled_from(["points", "images"]))
     guidance = draw(st.floats(-10, 10)) if run == "points" else 1.0
     options: dict[str, Any] = {"--solver": st.sampled_from(SOLVERS), "--steps": st.integers(1, 60)}
-    options |= {"--guidance": st.just(guidance), "--seed": st.integers(-(2**70), 2**70), "--batch": st.integers(1, 10**6)}
+    options |= {
+        "--guidance": st.just(guidance),
+        "--seed": st.integers(-(2**70), 2**70),
+        "--batch": st.integers(1, 10**6),
+    }
     if command == "sample":
         forms = ["x.npz", "x.csv", "x"] if run == "points" else ["x.npz", "x.png", "x"]
         options |= {"--number": st.integers(1, 10**4), "--out": st.sampled_from([str(folder / name) for name in forms])}
@@ -215,7 +228,9 @@ def samplings(draw: st.DrawFn, folder: Path, spoilt: bool) -> Case:
         for name in draw(st.lists(st.sampled_from(known), min_size=1, max_size=2, unique=True)):
             given[name] = draw(NUMBERS | TEXTS)
     arguments = [f"{name}={plain(value)}" for name, value in given.items() if value is not None]
-    place = f"run {run}" if not spoilt else draw(st.sampled_from([f"run {run}"] * 4 + ["empty folder", "points.npz", ""]))
+    place = (
+        f"run {run}" if not spoilt else draw(st.sampled_from([f"run {run}"] * 4 + ["empty folder", "points.npz", ""]))
+    )
     return Case((command, str(folder / place) if place else "", "--check", *arguments), None, not spoilt)
 
 

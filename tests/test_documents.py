@@ -25,6 +25,7 @@ QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
         "docs/diffusers.md",
         "docs/choosing-a-solver.md",
         "docs/referee.md",
+        "docs/training.md",
     ],
 )
 def test_documents_run_as_printed(name, capsys):

@@ -414,3 +414,32 @@ def test_bad_images() -> None:
 def test_bad_construction(build: Callable[[], Net], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("length", [9, 16])
+def test_a_unet_of_series_is_one_of_images_of_height_one(length: int) -> None:
+    """Of an image of one row a kernel of 3 x 3 meets that row with its middle one; all else is padding."""
+    options: dict[str, Any] = {"labels": 3, "width": 8, "levels": (1, 2, 2), "blocks": 1, "heads": 2}
+    series = randomised(UNet(2, axes=1, conditions={"observed": 2}, **options))
+    images = UNet(2, axes=2, conditions={"observed": 2}, **options).double().eval()
+    flat = series.state_dict()
+    for name, tensor in images.state_dict().items():
+        own = flat[name]
+        if tensor.ndim == 4:  # what padding meets may be anything: here it is noise
+            wide = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            wide[:, :, tensor.shape[2] // 2] = own
+            tensor.copy_(wide)
+        else:
+            tensor.copy_(own)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 2, length, generator=g, dtype=torch.float64)
+    observed = (torch.rand(4, 2, length, generator=g) > 0.3).double()
+    t, label = torch.rand(4, generator=g, dtype=torch.float64), torch.tensor([0, 1, 2, NULL])
+    here = series(x, t, {"observed": observed, "label": label})
+    there = images(x[:, :, None], t, {"observed": observed[:, :, None], "label": label})
+    assert here.shape == x.shape
+    assert torch.allclose(here, there[:, :, 0], atol=1e-10)
+    with pytest.raises(ValueError, match="length"):
+        series(x[:, :, None], t, {"observed": observed[:, :, None], "label": label})
+    with pytest.raises(ValueError, match="axes=3"):
+        UNet(2, axes=3, **options)

@@ -53,6 +53,20 @@ def test_score_sde():
             assert mmd(solver, 60) < 6 * spread, (process, solver)
         assert mmd(NoisyFlow(), 60) > 60 * spread
 
+        # the flow's likelihood is the data's density, and its latent decodes to the data; the end law's density alone,
+        # without the divergence, is no likelihood. The end law lacks the data's own part of x_1: its log density is off
+        # by terms of (alpha/sigma)^2 |x0|^2 (1 + |z|^2), z = x_1/sigma
+        x, last = data[:12], process.level(1.0)
+        found = orn.log_likelihood(oracle, x, rtol=1e-6, atol=1e-6)
+        truth, z2 = WORLD.log_prob(x), (found.latent / last.sigma).square().sum(1)
+        lack = float((last.alpha / last.sigma) ** 2) * float(data.square().sum(1).max()) * (1 + z2)
+        assert bool(((found.log_prob - truth).abs() < 1e-4 + lack).all()), process
+        assert float(lack.median()) < 2e-3
+        bare = -z2 / 2 - math.log(2 * math.pi * float(last.sigma) ** 2)
+        assert float((bare - truth).abs().median()) > 0.1, process
+        decoded = orn.sample(oracle, x_init=found.latent, solver=orn.DPMSolverPP(order=3), steps=100).x
+        assert float((decoded - x).abs().median()) < 1e-3, process
+
         # coarse steps on a Gaussian of variance 1/2, computed without sampling: every correction at the levels reached
         # takes a part off the error of the variance
         first = process.level(1.0)

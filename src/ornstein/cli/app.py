@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -398,8 +399,10 @@ def run(arguments: list[str]) -> int:
             return _fail(error.format_message())
         if debug or not isinstance(error, (ValueError, LookupError, OSError, ImportError, FloatingPointError)):
             raise
-        if isinstance(error, OSError) and error.strerror and error.errno and str(error).startswith("[Errno"):
-            return _fail(f"{error.strerror}: {error.filename or type(error).__name__}")
+        if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
+            where = f": {error.filename}" if error.filename else ""
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+            return _fail(f"{error.strerror}{where}{'; mend that, and the same command goes on' if full else ''}")
         return _fail(str(error) or type(error).__name__)
 
 

@@ -32,10 +32,12 @@ CLOCK = Column("time", "number", "int64", decimals=0)
 
 
 class SeriesCodec(Codec):
-    """state = (x - mean) / std, channel by channel, and 0 where x is NaN: the mean stands in a gap.
+    """state = (x - mean) / std, channel by channel, and in a gap the line between the values on its two sides.
 
-    mean and std are those of the observed values. What a gap holds is nobody's: train with the condition `observed`,
-    under which the loss does not see it.
+    mean and std are those of the observed values. Before the first value and after the last the line is level; a
+    channel that was never observed is 0. What a gap holds is nobody's: train with the condition `observed`, under which
+    the loss does not see it. A line looks like the series that sampling makes, which have no gaps, so that there the
+    network is asked little that it was not taught; the mean would not.
 
     Args:
         channels: of the series, which are (n, channels, length).
@@ -64,12 +66,25 @@ class SeriesCodec(Codec):
         return self
 
     def encode(self, x: Tensor) -> Tensor:
-        """Series in the user's units to states, 0 in gaps."""
-        return ((x - self.mean.to(x)) / self.std.to(x)).nan_to_num(0.0)
+        """Series in the user's units to states, lines in gaps."""
+        return _bridged((x - self.mean.to(x)) / self.std.to(x))
 
     def decode(self, x: Tensor) -> Tensor:
         """States to complete series in the user's units."""
         return x * self.std.to(x) + self.mean.to(x)
+
+
+def _bridged(z: Tensor) -> Tensor:
+    """z (..., length) with lines over its NaN."""
+    seen, length = ~z.isnan(), z.shape[-1]
+    i = torch.arange(length, device=z.device).expand(z.shape)
+    before = torch.where(seen, i, -1).cummax(-1).values
+    after = torch.where(seen, i, length).flip(-1).cummin(-1).values.flip(-1)
+    before, after = torch.where(before < 0, after, before), torch.where(after == length, before, after)
+    before, after = before.clamp(0, length - 1), after.clamp(0, length - 1)  # of what was never observed
+    share = (i - before) / (after - before).clamp(min=1)
+    values = z.nan_to_num(0.0)
+    return torch.lerp(values.gather(-1, before), values.gather(-1, after), share.to(z))
 
 
 @dataclass(frozen=True)

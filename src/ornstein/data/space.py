@@ -130,4 +130,5 @@ def read(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:
         return value
-    raise ValueError(f"{where} is {kind}: got {value!r:.100}")
+    name = kind.__name__ if type(kind) is type else str(kind)
+    raise ValueError(f"{where} is {name}: got {value!r:.100}")

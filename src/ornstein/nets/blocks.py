@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def zeroed(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> nn.Linear | nn.Conv1d | nn.Conv2d:
     """The layer with weight and bias 0, so that what it ends starts as the zero function."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class UNet(Net):
         blocks: int = 2,
         attention: Sequence[int] = (-1,),
         heads: int = 4,
-        axes: Literal[1, 2] = 2,
+        axes: int = 2,
         conditions: Mapping[str, int] | None = None,
         outputs: Sequence[str] = (),
     ) -> None:

@@ -11,11 +11,13 @@ from ornstein.data import Split, TableSpace
 from ornstein.report import html
 from ornstein.report.drawing import bars
 from ornstein.report.judge import Judge, TableJudge
-from ornstein.report.show import SIDE, Show, class_name
+from ornstein.report.show import Show, class_name
 from ornstein.report.the_data import ROWS, ends_of, histogram
 
 CLASSES = 20
 """Most classes that are shown, and half as many of large images."""
+LARGE = 32
+"""Side above which an image is large: fewer of them stand in a row."""
 
 
 def beside(split: Split, x: Tensor, judge: Judge, show: Show) -> str:
@@ -25,17 +27,12 @@ def beside(split: Split, x: Tensor, judge: Judge, show: Show) -> str:
     real, labels = judge.real, judge.labels
     if labels is not None and show.images:
         return _classes(real, x, labels, show)
-    return html.section(
-        "Samples beside data",
-        html.plates(
-            [[name, show(part[: show.many], name)] for name, part in (("held-out data", real), ("samples", x))],
-            ["", ""],
-        ),
-    )
+    sets = {"held-out data": real[: show.many], "samples": x[: show.many]}
+    return html.section("Samples beside data", show.over(sets, ""))
 
 
 def _classes(real: Tensor, x: Tensor, labels: Tensor, show: Show) -> str:
-    large = max(x.shape[2:]) > SIDE // 2
+    large = max(x.shape[2:]) > LARGE
     columns, most = (4, CLASSES // 2) if large else (8, CLASSES)
     present = sorted(set(labels.tolist()))
     rows = []

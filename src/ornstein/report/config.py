@@ -259,6 +259,7 @@ def _where(problem: Mapping[str, Any]) -> str:
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict = 2, 4, 4, 4
 
 
 def _shown(value: Any) -> str:

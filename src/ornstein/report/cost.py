@@ -58,7 +58,7 @@ def measure(run: Run, judge: Judge, sampler: Mapping[str, Any], progress: bool |
     request = _request(run, judge, sampler)
     if (kept := read(run, judge, sampler)) is not None:
         return kept
-    n, model = request["n"], run.model()
+    n, model = request["n"], run.model(sampler.get("average"))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = None if judge.labels is None else judge.labels[:n]
     asked: dict[str, Any] = {"guidance": sampler["guidance"], "seed": sampler["seed"], "model": model}
@@ -103,7 +103,8 @@ def read(run: Run, judge: Judge, sampler: Mapping[str, Any]) -> Cost | None:
 def _request(run: Run, judge: Judge, sampler: Mapping[str, Any]) -> dict[str, Any]:
     n = min(judge.n, MOST)
     labels = None if judge.labels is None else judge.labels[:n]
-    made = run.sampler(labels=labels, guidance=sampler["guidance"], seed=sampler["seed"], steps=1).request
+    asked: dict[str, Any] = {key: sampler.get(key) for key in ("guidance", "seed", "average")}
+    made = run.sampler(labels=labels, steps=1, **asked).request
     solvers = list(dict.fromkeys([*SOLVERS, sampler["solver"]]))
     return {**made, "solver": None, "steps": None, "n": n, "solvers": solvers, "budgets": list(BUDGETS)}
 

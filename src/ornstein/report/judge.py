@@ -176,10 +176,10 @@ class ArrayJudge(Judge):
     """
 
     says = (
-        "The Fréchet distance, on pixels, is to as many held-out samples; its reference is the distance of as many "
-        "training samples to the same, averaged over disjoint sets. The nearest ratio is the median distance of a "
-        "sample to its nearest training sample, over that of held-out data: below 0.95 a model copies, above 1.15 it "
-        "is noisy."
+        "The Fréchet distance, on the numbers as they are (of images their pixels), is to as many held-out samples; "
+        "its reference is the distance of as many training samples to the same, averaged over disjoint sets. The "
+        "nearest ratio is the median distance of a sample to its nearest training sample, over that of held-out data: "
+        "below 0.95 a model copies, above 1.15 it is noisy."
     )
 
     def __init__(self, split: Split) -> None:

@@ -51,6 +51,11 @@ def build(config: Config, codec: Codec, conditions: Mapping[str, int] | None = N
         conditions: what the network sees beside the label, by name, with their channels.
     """
     process = PROCESSES[config.process]()
+    if config.predicts in ("noise", "score") and float(process.level(1.0).alpha) == 0:
+        raise ValueError(
+            f"predicts {config.predicts} says nothing of x0 where process {config.process} begins to sample, at "
+            "alpha = 0: choose predicts edm, x0, velocity or v"
+        )
     shared = config.loss.shared_times
     return Denoiser(
         build_net(config, conditions),
@@ -137,9 +142,10 @@ def _net(config: Config, conditions: Mapping[str, int] | None, depth: int | None
         return MLP(event, labels, width=net.width or 256, depth=depth, conditions=flat, outputs=outputs)
     more: dict[str, Any] = {"conditions": conditions, "outputs": outputs}
     if kind == "unet":
-        side, axes = min(event[1:]), len(event) - 1
-        levels = (1, 2) if side < (16 if axes == 1 else 32) else (1, 2, 2) if side < 64 else (1, 2, 2, 4)
-        return UNet(event[0], labels, width=net.width or 32, levels=levels, blocks=depth, axes=axes, **more)
+        side, series = min(event[1:]), len(event) == 2
+        levels = (1, 2) if side < 16 else (1, 2, 2) if series else (1, 2, 4) if side < 64 else (1, 2, 2, 4)
+        more |= {"axes": len(event) - 1, "levels": levels}
+        return UNet(event[0], labels, width=net.width or 32, blocks=depth, **more)
     size, patch = (event[1], event[2]), net.patch
     return DiT(event[0], size, labels, patch=patch, width=net.width or 192, depth=depth, heads=4, **more)
 

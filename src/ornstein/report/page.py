@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,10 +47,15 @@ def _settings(run: Run, found: Evaluation, show: Show) -> str:
     return settings(run.config, found.metrics["sampler"], run.timing(), sum(p.numel() for p in weights))
 
 
+def _name(data: str) -> str:
+    """What data are called: the name of their file or folder, or their own."""
+    return data if ":" in data else Path(data).name or data
+
+
 PARTS: dict[str, Part] = {
     "Are the samples good?": _quality,
     "Samples beside data": lambda run, found, show: beside(run.split, found.x, found.judge, show),
-    "The data": lambda run, found, show: the_data(run.config.data, run.split, show),
+    "The data": lambda run, found, show: the_data(_name(run.config.data), run.split, show),
     "Samples over training": lambda run, found, show: over_training(run.folder / "watch", show, run.every),
     "Samples over evaluations": _over_nfe,
     "Quality against cost": _against_cost,
@@ -72,8 +78,8 @@ def run_page(run: Run, found: Evaluation, progress: bool | None = None) -> None:
             tick()
     config, n = run.config, len(run.split.train)
     lead = (
-        f"{escape(config.data)}: {n:,} samples to train on, {shape_of(run.split)}. Process {config.process}, network "
-        f"{kind_of(config)}, {config.steps:,} steps of {config.batch_size:,} samples."
+        f"{escape(_name(config.data))}: {n:,} samples to train on, {shape_of(run.split)}. Process {config.process}, "
+        f"network {kind_of(config)}, {config.steps:,} steps of {config.batch_size:,} samples."
     )
     page = html.page(f"Run {run.folder.resolve().name}", lead, [html.contents(parts), *parts])
     atomic_write(run.folder / "report.html", page.encode())
@@ -89,7 +95,7 @@ def evaluated(run: Run) -> Evaluation:
     if metrics is None:
         raise ValueError(f"{run.folder} was not evaluated yet: {again}")
     asked: Mapping[str, Any] = metrics["sampler"]
-    options = {key: asked[key] for key in ("solver", "steps", "guidance", "seed")}
+    options = {key: value for key, value in asked.items() if key != "nfe"}
     judge, job = run.judged(**options)
     shards = existing(run.folder / "samples", job.request)
     if shards is None:

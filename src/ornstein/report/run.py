@@ -16,6 +16,7 @@ from ornstein.denoiser import BaseDenoiser, Denoiser
 from ornstein.errors import CheckpointError
 from ornstein.guidance import CFG
 from ornstein.io import load_tensors, read_json, write_json
+from ornstein.progress import bar
 from ornstein.report.config import Config, make_config, read_config, write_config
 from ornstein.report.during import Keep, Timing, Watch, stops
 from ornstein.report.judge import Judge, judge_of
@@ -285,8 +286,6 @@ class Run:
             )
         if guidance != 1 and not (classes and self.config.drop):
             raise ValueError("guidance needs a model trained with labels of which some were dropped (drop > 0)")
-        if labels is None and classes:
-            labels = torch.arange(classes)
         if steps is not None and nfe is not None:
             raise ValueError("give steps or nfe, not both")
         if not math.isfinite(guidance):
@@ -294,6 +293,8 @@ class Run:
         if max(steps or 0, nfe or 0) > MOST_STEPS:
             raise ValueError(f"a solver takes at most {MOST_STEPS} steps here: got {steps or nfe}")
         model = model or self.model(average)
+        if labels is None and classes:
+            labels = torch.arange(classes)
         denoiser: BaseDenoiser = model if guidance == 1 else CFG(model, guidance)
         grid = as_grid(LogSNR(), denoiser.process)
         count = steps if nfe is None else steps_within(nfe, SOLVERS[solver], denoiser, grid)
@@ -383,11 +384,14 @@ class Run:
         job.fill(shards, progress)
         x = torch.cat([x for x, _ in shards.read(judge.n)])
         asked = {key: job.request[key] for key in ("solver", "steps", "guidance", "seed")}
-        metrics = {
-            "sampler": {**asked, "nfe": job.sampler.nfe},
-            "figures": judge(x),
-            "references": judge.references(),
-        }
+        if options.get("average") is not None:
+            asked["average"] = options["average"]
+        metrics: dict[str, Any] = {"sampler": {**asked, "nfe": job.sampler.nfe}}
+        with bar(2, "judging", progress if job.workers.main else False) as tick:
+            metrics["figures"] = judge(x)
+            tick()
+            metrics["references"] = judge.references()
+            tick()
         if job.workers.main:
             with one_line(lambda: f"the samples are in {shards.folder} and stay"):
                 write_json(self.folder / "metrics.json", metrics)

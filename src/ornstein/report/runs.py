@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ornstein._extras import require
 from ornstein.io import read_json
+from ornstein.report.model import kind_of
 from ornstein.report.run import Run
 
 FIGURES = ("frechet_ratio", "label_accuracy", "nearest_ratio")
@@ -85,7 +86,7 @@ def _line(folder: Path) -> Line:
     return Line(
         folder.resolve().name,
         data,
-        config.net.kind,
+        kind_of(config),
         config.process,
         f"{done}/{config.steps}",
         loss,

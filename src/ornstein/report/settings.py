@@ -42,7 +42,7 @@ def in_words(sampler: Mapping[str, Any]) -> str:
     return (
         f"{SOLVER_TITLES[sampler['solver']]}, {sampler['steps']} steps, {sampler['nfe']} network evaluations each, "
         f"guidance {sampler['guidance']:g}, seed {sampler['seed']}"
-    )
+    ) + (f", weights {sampler['average']}" if "average" in sampler else "")
 
 
 def _times(timing: Mapping[str, Any] | None) -> str:

@@ -17,7 +17,7 @@ from ornstein.report import html
 from ornstein.report.drawing import curves, dots
 from ornstein.report.figures import picture
 
-SIDE = 64
+SIDE = 48
 """Largest side of a picture in a page: larger images are averaged over squares."""
 NUMBERS = 12
 """Most numbers of an array that are shown as such; longer ones are curves."""
@@ -64,7 +64,7 @@ class Show:
         if isinstance(self.space, TableSpace):
             return frame(self.space.to_user(x, labels))
         if self.flat:
-            return dots(x, self.low, self.high, f"{alt}: {len(x)} points")
+            return f'<div class="strip">{dots(x, self.low, self.high, f"{alt}: {len(x)} points")}</div>'
         if isinstance(self.space, SeriesSpace):
             return self._curves(x, alt)
         flat = x.flatten(1)
@@ -75,6 +75,10 @@ class Show:
 
     def over(self, sets: Mapping[str, Tensor], what: str) -> str:
         """The same samples in several states, by name: a row for each, and of a table a row for each row of each."""
+        if self.flat:
+            drawn = [(name, dots(x, self.low, self.high, f"samples, {what} {name}")) for name, x in sets.items()]
+            below = "".join(f'<div>{svg}<div class="soft">{what} {name}</div></div>' for name, svg in drawn)
+            return f'<div class="strip">{below}</div>'
         if not isinstance(self.space, TableSpace):
             return html.plates([[name, self(x, f"samples, {what} {name}")] for name, x in sets.items()], [what, ""])
         frames = [self.space.to_user(x) for x in sets.values()]

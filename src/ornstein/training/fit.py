@@ -223,6 +223,8 @@ def fit(
                 law.load_state_dict(_under("time/", tensors))
             arithmetic.restore(metadata.get("scale", {}))
             training.restore(tensors["history"])
+            if metadata["step"] != training.step:
+                raise ValueError(f"step {metadata['step']} and a history of {training.step} steps")
             feed.position = tuple(metadata["position"])
         except CheckpointError:
             raise
