@@ -53,7 +53,7 @@ def test_every_run_has_a_line(many: Path) -> None:
     good = found["good"]
     history = Run.open(many / "good").history()
     assert good == Line(
-        "good", "points.npy", "mlp", "flow", "5/5", f"{float(history[-1]):.4g}", "", good.size, good.changed
+        "good", "points.npy", "mlp", "flow", "5/5", f"{float(history['loss'][-1]):.4g}", "", good.size, good.changed
     )
     assert found["begun"].steps == "0/5"
     assert found["judged"].figures == "frechet ratio 1.23, nearest ratio 1"

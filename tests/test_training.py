@@ -17,6 +17,7 @@ import ornstein as orn
 from ornstein._types import VIEWS, View
 from ornstein.denoiser import BaseDenoiser
 from ornstein.errors import CheckpointError, NonFiniteError
+from ornstein.random import Share
 from ornstein.training import (
     ELBO,
     EMA,
@@ -365,8 +366,8 @@ def test_every_epoch_has_every_item_once() -> None:
     drawn = torch.cat([feed(step, feed.share(step, 0, 1))[0] for step in range(10)]).reshape(4, 10)
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in drawn)
     assert len({tuple(epoch.tolist()) for epoch in drawn}) == 4
-    assert torch.equal(TensorFeed(torch.arange(10.0), None, 4, seed=3)(6)[0], drawn.flatten()[24:28])
-    large = TensorFeed(torch.arange(10.0), None, 25, seed=3)(0)[0]
+    assert torch.equal(TensorFeed(torch.arange(10.0), None, 4, seed=3)(6, Share(0, 4, 4))[0], drawn.flatten()[24:28])
+    large = TensorFeed(torch.arange(10.0), None, 25, seed=3)(0, Share(0, 25, 25))[0]
     assert torch.equal(large, drawn.flatten()[:25])
 
 
@@ -549,7 +550,7 @@ def bad_cases() -> dict[str, tuple[str, dict[str, Any]]]:
         "clip": ("clip is", {"clip": 0.0}),
         "warmup": ("warmup", {"warmup": -1}),
         "ema": ("decay must lie", {"ema": 1.0}),
-        "precision": ("'fp32' or 'bf16'", {"precision": "fp8"}),
+        "precision": ("'fp32', 'bf16' or 'fp16'", {"precision": "fp8"}),
         "no null": ("needs a null value for 'mask'", {"drop": {"mask": 0.1}}),
         "probability": ("is a probability: got 1.5", {"drop": {"label": 1.5}}),
         "type": ("a tensor, a Dataset or a DataLoader: got list", {"data": [1, 2], "cond": None}),

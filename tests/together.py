@@ -68,5 +68,6 @@ if __name__ == "__main__":
     tensors = {f"raw/{k}": v for k, v in result.raw.items()} | {f"model/{k}": v for k, v in model.state_dict().items()}
     for key, average in result.averages.items():
         tensors |= {f"{key}/{k}": v for k, v in average.items()}
+    tensors["loss"] = result.history["loss"]
     save_tensors(out / f"rank{state.process_index}.safetensors", tensors, kind="model")
     torch.distributed.destroy_process_group()

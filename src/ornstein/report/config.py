@@ -160,6 +160,9 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a YAML file: {_short(str(error), 300)}") from error
     if not isinstance(values, dict | None):
         raise ValueError(f"{path} must hold fields (`steps: 1000`), not {_shown(values)}")
+    for key in values or {}:
+        if not isinstance(key, str):
+            raise ValueError(f"{path}: the name of a field is a word, not {_shown(key)}")
     return values or {}
 
 

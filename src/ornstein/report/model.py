@@ -70,10 +70,7 @@ def build(config: Config, codec: Codec, conditions: Mapping[str, int] | None = N
 
 def build_net(config: Config, conditions: Mapping[str, int] | None = None) -> Net:
     """The network of a config; ValueError if it does not fit the data, or the memory that is free."""
-    event, labels, kind = config.event or (), config.labels or 0, kind_of(config)
-    if kind != "mlp" and len(event) != 3 and not (kind == "unet" and _is_series(config)):
-        hint = "store x[:, None], or use mlp" if len(event) == 2 else "use mlp"
-        raise ValueError(f"net {kind} needs images (channels, height, width), and the data are {event}: {hint}")
+    event, labels = config.event or (), config.labels or 0
     with torch.random.fork_rng(devices=[]):
         small = max(config.net.width or 0, 32 * _depth(config)) <= 256 and math.prod(event) * (labels + 1) <= 10**6
         need = 0 if small else _weigh(config, conditions)[0]  # which loads much of torch
@@ -137,6 +134,9 @@ def _net(config: Config, conditions: Mapping[str, int] | None, depth: int | None
     event, labels, net = config.event or (), config.labels or 0, config.net
     outputs = ("main", "variance") if config.loss.kind == "hybrid" else ()
     kind, depth = kind_of(config), depth or _depth(config)
+    if kind != "mlp" and len(event) != 3 and not (kind == "unet" and _is_series(config)):
+        hint = "store x[:, None], or use mlp" if len(event) == 2 else "use mlp"
+        raise ValueError(f"net {kind} needs images (channels, height, width), and the data are {event}: {hint}")
     if kind == "mlp":
         flat = dict.fromkeys(conditions or {}, event)
         return MLP(event, labels, width=net.width or 256, depth=depth, conditions=flat, outputs=outputs)

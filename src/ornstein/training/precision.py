@@ -22,7 +22,7 @@ class Arithmetic:
     Source: Micikevicius et al. 2017 (1710.03740).
     """
 
-    def __init__(self, precision: Precision, device: torch.device) -> None:
+    def __init__(self, precision: str, device: torch.device) -> None:
         if precision != "fp32" and precision not in _DTYPES:
             raise ValueError(f"precision is 'fp32', 'bf16' or 'fp16': got {precision!r}")
         self.precision, self.device = precision, device
