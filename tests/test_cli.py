@@ -167,7 +167,7 @@ def test_bad_data_are_refused(arrays: dict[str, np.ndarray], message: str, tmp_p
 def test_train_sample_evaluate(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs" / "one"
     assert run(["train", "--data", str(small), "--out", str(folder), *TINY]) == 0
-    names = {"config.yaml", "space.json", "checkpoint.safetensors", "timing.json", "watch"}
+    names = {"config.yaml", "data.json", "space.json", "checkpoint.safetensors", "timing.json", "watch"}
     assert {path.name for path in folder.iterdir()} == names
 
     # resume is the default, and a complete run stays as it is; another run does not slip in under its name

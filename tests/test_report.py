@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from ornstein.cli.app import run as cli
+from ornstein.data import load_data
 from ornstein.io import read_json
-from ornstein.report import cost, judge, over_nfe, page
+from ornstein.report import cost, html, judge, over_nfe, page
 from ornstein.report.beside import beside
+from ornstein.report.config import Config
 from ornstein.report.curves import training_curves, windowed
 from ornstein.report.drawing import bars, curves, dots
 from ornstein.report.during import Timing
@@ -27,6 +29,8 @@ from ornstein.report.memorisation import copied, law, memorisation
 from ornstein.report.over_training import spread
 from ornstein.report.run import Evaluation, Run
 from ornstein.report.sampler import Sampler
+from ornstein.report.sections import quality
+from ornstein.report.settings import in_words, settings
 from ornstein.report.show import show_of
 from ornstein.report.the_data import histogram, the_data
 from ornstein.training import Training
@@ -447,3 +451,32 @@ def test_bars_on_a_terminal_only(tmp_path: Path, capsys: pytest.CaptureFixture[s
         shown = capsys.readouterr().err
         for name in ("fit", "samples", "judging", "quality against cost", "report"):
             assert (f"{name}:" in shown) is (progress is True), name
+
+
+def test_no_markup_comes_from_metrics_json() -> None:
+    """Text of a stranger's metrics.json stands on the page as text: the baseline's name, the sampler's numbers."""
+    evil = "<script>alert(1)</script>"
+    figures = {"frechet": 1.0, "nearest_ratio": 1.0}
+    metrics = {"figures": figures, "references": {"samples": 9, **figures, "baseline": {"name": evil, "frechet": 2.0}}}
+    sampler: dict[str, Any] = {"solver": "ddim", "steps": evil, "nfe": evil, "guidance": 1.0, "seed": evil}
+    sampler["average"] = evil
+    pages = [
+        quality(metrics, in_words(sampler), "Says."),
+        settings(Config(), sampler, None, 7),
+        html.table([evil], [[evil, html.Markup("<b>ours</b>")]], [evil]),
+    ]
+    for text in pages:
+        assert "<script" not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<td><b>ours</b></td>" in pages[2]
+
+
+def test_constant_data_have_no_ratio(tmp_path: Path) -> None:
+    """Data without variance: a Fréchet distance of 0 between two sets of them is no measure, so no ratio is given."""
+    data = load_data(np.ones((60, 2), dtype="float32")).split(0.3)
+    made = judge_of(data)
+    figures = made(made.real + 1)
+    assert figures["frechet"] == pytest.approx(2.0)  # |(1, 1)|^2, both covariances 0
+    assert "frechet_ratio" not in figures
+    assert "frechet_ratio" not in made.references()
+    assert [goal.name for goal in judge.goals(figures, made.references())] == []

@@ -19,6 +19,7 @@ from ornstein.report.model import averages_asked, build_net, kind_of, objective_
 from ornstein.report.run import Run
 from ornstein.training import (
     ConditionPerturbation,
+    Fit,
     HybridLoss,
     LogitNormal,
     LogNormalSigma,
@@ -29,6 +30,7 @@ from ornstein.training import (
     UniformTime,
     UShapedTime,
 )
+from ornstein.training.workers import Workers
 
 TINY: dict[str, Any] = {"net": {"kind": "mlp", "width": 8, "depth": 1}, "steps": 4, "batch_size": 8, "watch": 2}
 
@@ -217,3 +219,25 @@ def test_the_average_is_chosen_by_name_or_length(small: Path, tmp_path: Path) ->
     plain.train(progress=False)
     with pytest.raises(ValueError, match=r"--set lengths=\[0.05,0.1\] --set keep=10"):
         plain.model("0.1")
+
+
+def test_a_run_trains_where_it_is_fastest(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def note(*_: Any, device: Any, **options: Any) -> Fit:
+        asked.append(device)
+        return Fit({}, {}, 0, 0)
+
+    monkeypatch.setattr("ornstein.report.run.fit", note)
+    made = Run.create(tmp_path / "run", {**TINY, "data": str(small)})
+    made.train()
+    monkeypatch.setattr(Workers, "best", staticmethod(lambda: torch.device("meta")))
+    made.train()
+    assert asked == [torch.device("cpu"), torch.device("meta")]
+
+
+def test_noise_on_labels_needs_labels(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((20, 2), dtype=np.float32) + np.arange(20)[:, None])
+    with pytest.raises(ValueError, match=r"loss\.perturb 0\.5 is noise on the labels, and the data have none"):
+        Run.create(tmp_path / "run", {**TINY, "data": str(tmp_path / "x.npy"), "loss": {"perturb": 0.5}})
+    assert not (tmp_path / "run").exists()

@@ -89,3 +89,29 @@ def test_the_command(many: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) 
     assert "ornstein train --out" in capsys.readouterr().out
     assert cli(["runs", str(tmp_path / "absent")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["more", "other", "labels"])
+def test_data_that_changed_are_refused(tmp_path: Path, change: str) -> None:
+    """What was trained on would be judged by: the split hangs on the rows."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), np.arange(40) % 2
+    np.savez(tmp_path / "points.npz", x=x, y=y)
+    values = {"data": str(tmp_path / "points.npz"), "steps": 1, "batch_size": 8}
+    folder = tmp_path / "run"
+    made = Run.create(folder, values | {"net": {"kind": "mlp", "width": 8, "depth": 1}})
+    assert len(Run.open(folder).split.train) == len(made.split.train)
+    if change == "more":
+        x, y = np.concatenate((x, x[:2] + 1)), np.concatenate((y, y[:2]))
+    elif change == "other":
+        x[5, 1] += 1e-3
+    else:
+        y[5], y[6] = y[6], y[5]
+    np.savez(tmp_path / "points.npz", x=x, y=y)
+    with pytest.raises(ValueError, match=r"data of the run .* have changed .*remove .*data\.json"):
+        _ = Run.open(folder).split
+    (folder / "data.json").unlink()
+    assert Run.open(folder).split.labels == 2
+    np.savez(tmp_path / "points.npz", x=x[:, :1], y=y)  # another space is refused also without a fingerprint
+    with pytest.raises(ValueError, match="have changed since it was made"):
+        _ = Run.open(folder).split

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 import ornstein
 from fuzzing import answer, make_data, one_line
 from ornstein.errors import CheckpointError
-from ornstein.io import load_tensors, save_tensors
+from ornstein.io import inside, load_tensors, save_tensors
 from ornstein.io.tensors import _ZERO
-from ornstein.report.during import watched
+from ornstein.report.during import _path, watched
+from ornstein.report.run import Run
 
 SOURCES = Path(ornstein.__file__).parent
 
@@ -431,3 +432,84 @@ def test_pickles_are_not_opened(runs: Path, tmp_path: Path) -> None:
     assert not owned.exists()
     pickle.loads(buffer.getvalue())  # it would have
     assert owned.exists()
+
+
+EVALUATE = ["evaluate", "--quick", "--steps", "2"]
+FIXED = {
+    "report.html": EVALUATE, "metrics.json": EVALUATE, "cost.safetensors": ["evaluate", "--steps", "2"],
+    "samples": ["sample", "-n", "2", "--steps", "2"], "model.safetensors": ["export"],
+    "checkpoint.safetensors": ["sample", "-n", "2", "--steps", "2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "there"), [(name, i % 2 == 0) for i, name in enumerate(FIXED)])
+def test_links_of_a_strangers_run_are_not_written_through(name: str, there: bool, run: Path, tmp_path: Path) -> None:
+    """A fixed name of a run as a link to a place outside, which is there or is not: refused, and nothing changes."""
+    outside, own = tmp_path / "outside", run / name
+    outside.mkdir()
+    if own.exists():
+        own.rename(tmp_path / "gone")
+    if there:
+        (outside / name).mkdir() if name == "samples" else (outside / name).write_bytes(b"{}")
+    own.symlink_to(outside / name)
+    command, *options = FIXED[name]
+    code, _, err = answer([command, str(run), *options])
+    assert (code, "leads out of" in err) == (2, True), err
+    one_line(err)
+    assert [path.name for path in outside.rglob("*")] == ([name] if there else [])
+    if there and name != "samples":
+        assert (outside / name).read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "space.json", "timing.json", "watch"])
+def test_training_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    """A folder in which a stranger has laid links, before the run is made."""
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 2)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "outside")
+    net = {"kind": "mlp", "width": 8, "depth": 1}
+    values = {"data": str(tmp_path / "x.npz"), "steps": 2, "batch_size": 8, "net": net, "watch": 2}
+    with pytest.raises(ValueError, match="leads out of"):
+        Run.create(tmp_path / "run", values).train(progress=False)
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_link_within_the_run_is_followed(run: Path, tmp_path: Path) -> None:
+    (run / "real").mkdir()
+    (run / "link").symlink_to("real")
+    assert inside(run, "link", "a") == run / "link" / "a"
+    (tmp_path / "alias").symlink_to(run)
+    assert inside(tmp_path / "alias", "report.html") == tmp_path / "alias" / "report.html"
+    for names in (("..", "x"), ("/etc/passwd",), ("",)):
+        with pytest.raises(ValueError, match="leads out of"):
+            inside(run, *names)
+
+
+def test_links_deeper_in_a_run(run: Path, tmp_path: Path) -> None:
+    """The folder of a request, its parts, and a stop of the watch: the names are known to who has the checkpoint."""
+    arguments = ["sample", str(run), "-n", "2", "--steps", "2"]
+    assert answer(arguments)[0] == 0
+    (made,) = (run / "samples").iterdir()
+    made.rename(tmp_path / "outside")
+    made.symlink_to(tmp_path / "outside")
+    for path in (tmp_path / "outside").iterdir():
+        path.unlink()
+    code, _, err = answer(arguments)
+    assert (code, "leads out of" in err) == (2, True)
+    assert not list((tmp_path / "outside").iterdir())
+    (run / "stops").mkdir()
+    (run / "stops" / "step-000004.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="leads out of"):
+        _path(run / "stops", 4)
+
+
+def test_a_strangers_figures_are_no_control_codes(run: Path) -> None:
+    """What `runs` prints of a metrics.json are figures that are ours: no lines or terminal codes of a stranger."""
+    figures = {"a\n\x1b[31mowned": 1.0, "frechet_all": 2.0, "nearest_ratioX": 3.0}
+    (run / "metrics.json").write_text(json.dumps({"figures": figures}))
+    code, out, _ = answer(["runs", str(run)])
+    assert code == 0
+    assert "frechet all 2" in out
+    assert "owned" not in out
+    assert "\x1b" not in out
+    assert "ratioX" not in out

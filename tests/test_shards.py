@@ -23,6 +23,7 @@ from torch import Tensor
 import ornstein as orn
 from ornstein.cli.app import run as cli
 from ornstein.data import ArraySpace, Column, ImageSpace, SeriesSpace, Space, TableSpace
+from ornstein.data.images import class_folders
 from ornstein.errors import CheckpointError
 from ornstein.io import atomic, write_json
 from ornstein.random import derive
@@ -611,3 +612,103 @@ def test_classes_by_name_or_number(folder: Path) -> None:
     round_and_round = run.sampler(labels=torch.tensor([1, 0, 1])).labels_of(2, 7)
     assert round_and_round is not None
     assert round_and_round.tolist() == [1, 1, 0, 1, 1]
+
+
+def test_places_are_no_names_where_names_are_numbers(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of classes "3", "7" and "held-out": 7 is the class so named, and 0 is nothing, not the first class."""
+    run = Run.open(trained)
+    monkeypatch.setattr(Run, "space", ArraySpace((2,), ("3", "7", "held-out")))
+    for name, place in (("7", 1), ("held-out", 2)):
+        found = run.labels_named(name)
+        assert found is not None
+        assert found.tolist() == [place]
+    with pytest.raises(ValueError, match="unknown label '0'"):
+        run.labels_named("0")
+    monkeypatch.setattr(Run, "space", ArraySpace((2,), ("a", "b")))
+    found = run.labels_named("1")
+    assert found is not None
+    assert found.tolist() == [1]
+
+
+def test_no_file_of_the_user_is_written_over(folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """A folder with other files, parts and notes of another's making, and names that are no names of their own."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    monkeypatch.chdir(mine)
+    (mine / "shard-00000.npz").write_bytes(b"mine")
+    (tmp_path / "x.npz.json").write_text('{"mine": 1}')
+    (tmp_path / "y.npz").write_bytes(b"mine")
+    (tmp_path / "y.npz.parts").mkdir()
+    (tmp_path / "z.npz.parts").mkdir()
+    (tmp_path / "z.npz.parts" / "shard-00000.npz").write_bytes(b"mine")
+    before = tree(tmp_path)
+    for out in (str(mine), ".", "..", "", "../mine/..", *(str(tmp_path / f"{name}.npz") for name in "xyz")):
+        refused(capsys, "sample", str(folder), *N, "--out", out)
+        assert tree(tmp_path) == before
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / f".manifest.json.{'0' * 16}.tmp").write_bytes(b"")  # what a killed writer of ours leaves
+    assert cli(["sample", str(folder), *N, "--out", str(empty)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["table", "series"])
+def test_tables_come_back_in_their_own_terms(kind: str, tmp_path: Path) -> None:
+    """Without --out one .csv; in an .npz the space says what the numbers mean."""
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    source = tmp_path / ("t.csv" if kind == "table" else "t.npz")
+    if kind == "table":
+        lines = [f"{rng.normal():.3f},{('red', 'green')[i % 2]}" for i in range(40)]
+        source.write_text("\n".join(["size,colour", *lines]))
+    else:
+        np.savez(source, x=np.cumsum(rng.normal(size=(40, 2, 9)), 2))
+    net = {"kind": "mlp", "width": 8, "depth": 1}
+    values = {"data": str(source), "steps": 2, "batch_size": 8, "net": net}
+    if kind == "series":
+        values["read"] = {"kind": "series"}
+    run = Run.create(tmp_path / "run", values)
+    run.train()
+    assert cli(["sample", str(run.folder), *N]) == 0
+    (path,) = (run.folder / "samples").glob("*.csv")
+    frame = pd.read_csv(path)
+    assert len(frame) == (10 if kind == "table" else 90)
+    if kind == "table":
+        assert set(frame["colour"]) <= {"red", "green"}
+    assert cli(["sample", str(run.folder), *N, "--out", str(tmp_path / "x.npz")]) == 0
+    arrays = np.load(tmp_path / "x.npz", allow_pickle=False)
+    space = Space.from_json(json.loads(str(arrays["space"])))
+    again = space.to_user(torch.from_numpy(arrays["x"]))
+    again.columns = [str(name) for name in again.columns]
+    pd.testing.assert_frame_equal(again, frame, check_dtype=False, check_column_type=False, rtol=1e-5)
+
+
+def test_each_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Also on a disk that is blind to case, or of Windows; a name that is good stays as it is."""
+    names = ("a/b", "a:b", "Cat", "cat", "con", "LPT1.txt", "end.", "end", "dog", "samples.json", "",
+             "\u00e9", "e\u0301", "Cat class 2", "x" * 300, "x" * 299)  # fmt: skip
+    folders = class_folders(names)
+    assert len({name.casefold() for name in folders}) == len(names)
+    assert (folders[8], folders[13]) == ("dog", "Cat class 2")
+    assert folders[2] == "Cat class 2_"
+    for name in folders:
+        assert name == name.rstrip(" .")
+        assert name.partition(".")[0].lower() not in ("con", "lpt1", "", "samples")
+        assert len(name.encode()) < 250
+
+    def make(start: int, stop: int) -> Rows:
+        i = torch.arange(start, stop)
+        return torch.zeros(len(i), 1, 2, 2), i % 2
+
+    space = ImageSpace((1, 2, 2), ("a/b", "a:b"), (0.0, 1.0))
+    folder = written(tmp_path, "pictures", space, make)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["a_b class 0", "a_b class 1"]
+    space.save(tmp_path / "saved", *make(0, 4))
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["a_b class 0", "a_b class 1"]
+
+
+def test_a_huge_batch_is_one_error(folder: Path, capsys: Any) -> None:
+    huge = str(10**12)
+    assert "batch is at most 1000000" in refused(capsys, "sample", str(folder), "-n", huge, "--batch", huge, "--check")
+    with pytest.raises(ValueError, match="at most 1000000 samples are made at once"):
+        Run.open(folder).sample(10**12, steps=2)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ornstein as orn
-from ornstein.errors import CheckpointError, DivergenceWarning
+from ornstein.errors import CheckpointError, DivergenceWarning, NonFiniteError
 from ornstein.io import load_tensors
 from ornstein.report.during import Keep, stops
 from ornstein.training import (
@@ -406,3 +407,130 @@ def test_averages_are_kept_at_the_last_stops(tmp_path: Path) -> None:
     wanted = {f"{key}/{name}": value for key, own in seen[2].items() for name, value in own.items()}
     assert tensors.keys() == wanted.keys()
     assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a batch norm that counts, and a part that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.frozen = (nn.Linear(2, 2) for _ in range(3))
+        self.norm = nn.BatchNorm1d(2)
+        self.second.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        answer: Tensor = self.frozen(self.norm(self.second(torch.tanh(self.first(x)))))
+        return answer
+
+
+def tied() -> orn.Denoiser:
+    torch.manual_seed(0)
+    return orn.Denoiser(Tied(), orn.Flow())
+
+
+def test_a_weight_of_two_names_is_left_averaged() -> None:
+    model = tied()
+    result = train(model, X[:, 0, 0, :2], ema=0.9, steps=8)
+    assert torch.equal(model.net.first.weight, result.averages["ema"]["net.first.weight"])
+    assert not torch.equal(model.net.first.weight, result.raw["net.first.weight"])
+    assert not any("frozen" in name for name in result.averages["ema"])
+
+
+def test_a_forecast_leaves_no_trace() -> None:
+    """Not in the buffers; and not in weights that the optimizer's maker takes from the model itself."""
+
+    def named(model: orn.Denoiser) -> Any:
+        groups = [{"params": list(model.net.first.parameters())}, {"params": [model.net.second.bias]}]
+        return lambda _: torch.optim.SGD(groups, lr=0.1)
+
+    for grouped in (False, True):
+        plain, foreseen = tied(), tied()
+        for model, more in ((plain, {}), (foreseen, {"foresee": lambda coming: None})):
+            maker = {"optimizer": named(model)} if grouped else {}
+            train(model, X[:, 0, 0, :2], **maker, **more)
+        pairs = zip(plain.state_dict().values(), foreseen.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_prolonged_run_keeps_its_warmup(tmp_path: Path) -> None:
+    path, x = tmp_path / "run.safetensors", X[:, 0, 0, :2]
+    options: dict[str, Any] = {"schedule": "constant", "checkpoint": path, "lr": 1e-2}
+    train(points(), x, steps=40, **options)
+    result = train(points(), x, steps=60, **options)
+    rates = result.history["lr"]
+    rising = 1e-2 * torch.arange(1, 5, dtype=rates.dtype) / 5  # 40 // 10 = 4 steps of rise, not 60 // 10
+    assert torch.allclose(rates[:4], rising)
+    assert torch.allclose(rates[4:], torch.full((56,), 1e-2, dtype=rates.dtype))
+    with pytest.raises(CheckpointError, match="warmup was None, is 20"):
+        train(points(), x, steps=60, warmup=20, **options)
+
+
+def test_a_gradient_that_is_never_finite_is_an_error_in_fp16() -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+            return gradient[0] * math.nan
+
+    class Net(Plain):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            answer: Tensor = Broken.apply(super().forward(x, t))
+            return answer
+
+    with pytest.raises(NonFiniteError, match="overflows in fp16 at any scale"):
+        train(orn.Denoiser(Net(), orn.Flow()), X[:, 0, 0, :2], precision="fp16", steps=60)
+
+
+def test_losses_below_zero_may_fall() -> None:
+    assert not history(torch.linspace(-1.0, -1.4, 600))
+    assert not history(torch.linspace(0.2, -0.4, 600))
+    assert history(torch.cat([torch.linspace(-1.0, -1.4, 400), torch.full((100,), 10.0)]))
+
+
+def test_ragged_batches_are_refused_before_the_work() -> None:
+    data: Any = TensorDataset(X[:61, 0, 0, :2])
+    whole = DataLoader(data, batch_size=16)
+    with pytest.raises(ValueError, match=r"batches of 16, the last of 13, do not divide into 2 shares"):
+        fit(points(), whole, steps=8, accumulate=2)
+    assert fit(points(), DataLoader(data, batch_size=16, drop_last=True), steps=4, accumulate=2).steps == 4
+
+
+def test_a_block_that_is_repeated_is_recomputed_once() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            block = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+            self.blocks = nn.ModuleList([block, block])
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    torch.manual_seed(0)
+    net = Loop()
+    plain, spare = orn.Denoiser(net, orn.Flow()), orn.Denoiser(copy.deepcopy(net), orn.Flow())
+    train(plain, X[:, 0, 0, :2])
+    train(spare, X[:, 0, 0, :2], recompute=True)
+    assert distance(plain, spare) < 1e-6
+
+
+def test_checking_a_run_calls_no_callback(tmp_path: Path) -> None:
+    path, x = tmp_path / "run.safetensors", X[:, 0, 0, :2]
+    with pytest.raises(KeyboardInterrupt):
+        train(points(), x, every=2, checkpoint=path, callbacks=[killed_at(2)])
+    seen: list[int] = []
+
+    def stop(coming: Forecast) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(points(), x, every=2, checkpoint=path, foresee=stop, callbacks=[lambda step, _: seen.append(step)])
+    assert seen == []

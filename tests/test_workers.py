@@ -64,6 +64,12 @@ def test_a_checkpoint_may_be_resumed_by_another_number_of_processes(tmp_path: Pa
     assert torch.allclose(result.history["loss"], whole.history["loss"], atol=1e-6)
 
 
+def test_a_sharded_run_is_resumed_sharded(tmp_path: Path) -> None:
+    together(tmp_path, "shard", steps=4)
+    first, _ = together(tmp_path, "shard")
+    assert difference(first, "shard") < ROUNDING
+
+
 def test_accumulation_is_the_batch_in_passes() -> None:
     whole, model = train("replicate")
     parts, other = train("accumulate")

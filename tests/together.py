@@ -38,14 +38,20 @@ def train(kind: str, checkpoint: Path | None = None, steps: int = 6, **change: A
         data = {"data": DataLoader(items, batch_size=8, drop_last=True, shuffle=True, collate_fn=_collate)}
     options: dict[str, Any] = {"steps": 6, "batch_size": 8, "lr": 1e-2, "drop": {"label": 0.3}, "ema": 0.5, "every": 2}
     options |= KINDS[kind] | change
-    stop: list[Any] = []
+    lent: list[Any] = []
+
+    def lend(step: int, training: Any) -> None:
+        with training.average() as averaged:
+            lent.append(orn.sample(averaged, (3, 3), cond={"label": torch.arange(3)}, steps=3, seed=0).x)
+
+    stop: list[Any] = [lend]
     if steps < 6:
 
         def end(step: int, _: object) -> None:
             if step == steps:
                 raise KeyboardInterrupt
 
-        stop = [end]
+        stop = [lend, end]
     return fit(model, **data, **options, checkpoint=checkpoint, callbacks=stop, progress=False), model
 
 

@@ -142,7 +142,10 @@ class Scaling(Codec):
     @classmethod
     def of(cls, data: Tensor) -> Scaling:
         """The scaling that gives `data` mean 0 and standard deviation 1 over all its entries."""
-        return cls(data.mean(), data.std())
+        mean, std = data.mean(), data.std()
+        if not bool(mean.isfinite() & std.isfinite()):  # sums of values near 1e38 are beyond float32
+            mean, std = data.double().mean(), data.double().std()
+        return cls(mean, std)
 
     def encode(self, x: Tensor) -> Tensor:
         """User units to model units."""

@@ -169,3 +169,83 @@ def test_series_by_their_gaps() -> None:
     assert isinstance(load_data(x).space, ArraySpace)
     x[3, 1, 2] = torch.nan
     assert isinstance(load_data(x).space, SeriesSpace)
+
+
+def test_labels_with_gaps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no sample of class 0, 1, 2, 4, 5, \.\.\.: .*np\.unique"):
+        load_data(np.zeros((20, 2)), labels=np.array([3, 7] * 10))
+    with pytest.raises(ValueError, match="no sample of class 1: "):
+        load_data(np.zeros((20, 2)), labels=np.array([0, 2] * 10))
+    recoded = np.unique(np.array([3, 7] * 10), return_inverse=True)[1]
+    assert load_data(np.zeros((20, 2)), labels=recoded).space.labels == ("0", "1")
+
+
+def test_repeated_samples_are_counted_and_others_not() -> None:
+    """Forty points twice: without a pair that fell to one side, all held-out ones are in training too."""
+    x = np.random.default_rng(0).normal(size=(40, 2)).astype("float32")
+    assert load_data(x).split(0.25).held_out.notes == ()
+    split = load_data(np.concatenate((x, x))).split(0.25)
+    train, held = ({tuple(row.tolist()) for row in part.rows()[0]} for part in (split.train, split.held_out))
+    again = sum(tuple(row.tolist()) in train for row in split.held_out.rows()[0])
+    assert again > 0
+    assert held & train
+    for part in (split.train, split.held_out):
+        assert part.notes == (f"{again} of 20 held-out samples are in training too: they repeat in the data",)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).integers(0, 10, (50, 2)) + 1e12,
+        np.random.default_rng(0).normal(size=(50, 2)) * 1e-3 + 1e6,
+        np.random.default_rng(0).integers(0, 10, (50, 2)) + 2**60,  # float64 does not hold them either
+        -np.random.default_rng(0).integers(0, 10, (50, 2)) - 10**12,
+        np.random.default_rng(0).integers(0, 10, (50, 2)).astype("uint64") + np.uint64(2**63),
+    ],
+)
+def test_variation_that_float32_drowns_is_refused(x: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="cannot tell apart: subtract an offset"):
+        load_data(x)
+    load_data(x - x.min())
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.full((50, 2), 0.1),
+        np.full((50, 2), 1e12 + 1),
+        np.full((50, 2), 0.1) + np.arange(100).reshape(50, 2) % 2 * 2e-17,  # constant, to rounding
+        np.random.default_rng(0).normal(size=(50, 2)) + 1e3,  # float32 errs by 3e-5, 1e-3 are let pass
+        np.random.default_rng(0).integers(-(2**62), 2**62, (50, 2)),
+        np.random.default_rng(0).standard_cauchy((500, 2)) * 1e8,
+    ],
+)
+def test_variation_that_float32_holds_is_taken(x: np.ndarray) -> None:
+    assert len(load_data(x)) == len(x)
+
+
+def test_every_channel_of_series_is_looked_at() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 2, 6))
+    x[:, 0] *= 1e6
+    x[0, 0, 0] = np.nan
+    load_data(x)
+    x[:, 1] += 1e6  # small beside the other channel's deviation, but of 0.03 of its own
+    with pytest.raises(ValueError, match="channel 1 varies by"):
+        load_data(x)
+
+
+def test_statistics_of_huge_values_do_not_overflow() -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (100, 2)).astype("float32") * np.float32(9e36)
+    x = np.abs(x)  # 200 of about 4.5e36: their float32 sum is infinite
+    codec = load_data(x).codec()
+    assert float(codec.get_buffer("mean")) == pytest.approx(x.astype(np.float64).mean(), rel=1e-6)
+    assert float(codec.get_buffer("std")) == pytest.approx(x.astype(np.float64).std(ddof=1), rel=1e-6)
+    with pytest.raises(ValueError, match="data has values beyond 1e\\+37, near the end of float32"):
+        load_data(x * np.float32(20))
+
+
+def test_a_fingerprint_is_of_samples_order_and_labels() -> None:
+    x, y = np.arange(40.0).reshape(20, 2), np.arange(20) % 2
+    prints = [load_data(a, labels=b).fingerprint() for a, b in ((x, y), (x, 1 - y), (x[::-1].copy(), y), (x, None))]
+    assert len(set(prints)) == 4
+    assert load_data(x.copy(), labels=y).fingerprint() == prints[0]

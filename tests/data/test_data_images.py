@@ -232,3 +232,31 @@ def test_the_split_of_images_is_by_class(digits: Path) -> None:
     test = test[torch.randperm(len(test), generator=generator(derive(0, "mix")))]
     assert torch.equal(tensor(split.held_out.samples), tensor(data.samples)[test])
     assert not torch.equal(tensor(data.split(0.25, seed=1).held_out.samples), tensor(split.held_out.samples))
+
+
+def test_names_of_equal_numbers_have_one_order(tmp_path: Path) -> None:
+    """ "1", "01" and "001" are one number: what a set gives first, which hangs on the hash's seed, must not count."""
+    folders = ["001", "01", "1", "a01", "a1", "b"]
+    for folder in folders:
+        for name in ("7.png", "07.png"):
+            path = tmp_path / "ties" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (2, 2), 9).save(path)
+    for names in (folders, folders[::-1]):
+        assert sorted(names, key=module._natural) == folders
+    assert load_data(tmp_path / "ties").space.labels == tuple(folders)
+    assert sorted(["a10", "a9", "a09"], key=module._natural) == ["a09", "a9", "a10"]
+
+
+def test_a_fingerprint_of_what_is_not_decoded(digits: Path) -> None:
+    before = load_data(digits, memory=100).fingerprint()
+    assert before == load_data(digits, memory=100).fingerprint()
+    first = min(digits.rglob("*.png"))
+    pixels = Image.open(first).resize((9, 9))
+    kept = first.read_bytes()
+    pixels.save(first)
+    assert load_data(digits, size=8, memory=100).fingerprint() != before
+    first.write_bytes(kept)
+    assert load_data(digits, memory=100).fingerprint() == before
+    first.rename(first.with_name("zz.png"))
+    assert load_data(digits, memory=100).fingerprint() != before

@@ -202,3 +202,28 @@ def test_empty_series_are_refused() -> None:
         load_data(x)
     with pytest.raises(ValueError, match=r"series are \(n, channels, length\)"):
         load_data(torch.rand(12, 5), kind="series")
+
+
+def test_channels_keep_their_types_and_decimals(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "series": np.repeat(np.arange(12), 5),
+            "time": np.tile(np.arange(5), 12),
+            "count": rng.integers(0, 9, 60),
+            "byte": rng.integers(-100, 100, 60).astype("int8"),
+            "price": np.round(rng.normal(size=60), 2),
+        }
+    )
+    data = load_data(table)
+    x = data.rows()[0]
+    back = data.space.to_user(x + 0.001)
+    pd.testing.assert_frame_equal(back, table)
+    assert Space.from_json(json.loads(json.dumps(data.space.to_json()))) == data.space
+    assert data.space.to_user(torch.full_like(x, 300.0))["byte"].unique().tolist() == [127]
+    gaps = load_data(table.drop(index=7))
+    filled = gaps.space.to_user(gaps.rows()[0])
+    assert str(filled["count"].dtype) == "Int64"
+    assert filled["count"].isna().sum() == 1
+    means = load_data(table, step=2)
+    assert means.space.to_user(means.rows()[0])["count"].dtype == np.float64

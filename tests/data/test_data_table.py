@@ -321,3 +321,56 @@ def test_saved_text_is_what_a_spreadsheet_shows(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text() == "n,price,ok\n1,0.1,True\n2,,False\n3,2.35,True\n4,0.1,True\n"
     with pytest.raises(ValueError, match=r"written as \.csv or \.parquet or \.npz"):
         data.space.save(tmp_path / "a.png", data.samples)
+
+
+def test_nullable_integers_beyond_float64_come_back(tmp_path: Path) -> None:
+    """2^60 + 3 is no float64, whose neighbours there are 256 apart."""
+    values = [2**60 + 3, None, 2**60 + 5, 2**60 + 11] * 5
+    table = pd.DataFrame({"id": pd.array(values, "Int64"), "x": np.arange(20.0)})
+    data = load_data(table)
+    assert_frame_equal(data.space.to_user(data.rows()[0]), table)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    data = load_data(tmp_path / "t.csv")
+    assert_frame_equal(data.space.to_user(data.rows()[0])[["id"]], table[["id"]])
+
+
+def csv(tmp_path: Path, text: str, name: str = "t.csv") -> pd.DataFrame:
+    (tmp_path / name).write_text(text)
+    data = load_data(tmp_path / name)
+    back: pd.DataFrame = data.space.to_user(data.rows()[0])
+    return back
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    back = csv(tmp_path, "a;b;c\n" + "1,5;x,y;3\n-0,25;z;4\n;x,y;5\n2;z;6\n" * 5)
+    assert back["a"].dtype == np.float64
+    assert back["a"][:3].tolist()[:2] == [1.5, -0.25]
+    assert np.isnan(back["a"][2])
+    assert back["b"][0] == "x,y"
+    assert back["c"].tolist()[:2] == [3, 4]
+    quoted = csv(tmp_path, "a,b\n" + '"1,5",1\n"2,5",2\n' * 6)  # where commas separate, they are no decimal ones
+    assert quoted["a"][0] == "1,5"
+
+
+def test_leading_zeros_are_kept(tmp_path: Path) -> None:
+    back = csv(tmp_path, "zip,share,n\n" + "01234,0.5,0\n98765,0.25,10\n,0.5,20\n" * 5)
+    assert back["zip"].tolist()[:2] == ["01234", "98765"]
+    assert back["zip"].isna()[2]
+    assert back["share"].dtype == np.float64
+    assert back["n"].dtype == np.int64
+
+
+def test_words_are_no_gaps_among_words(tmp_path: Path) -> None:
+    back = csv(tmp_path, "land,x,day,n\n" + "NA,NA,2020-01-01,1\nDE,1.5,NA,\nNone,2.5,2020-01-03,3\n,3.5,,5\n" * 5)
+    assert back["land"].tolist()[:3] == ["NA", "DE", "None"]
+    assert back["land"].isna().tolist()[:4] == [False, False, False, True]
+    assert back["x"].isna().tolist()[:4] == [True, False, False, False]
+    assert back["day"].isna().tolist()[:4] == [False, True, False, True]
+    assert back["day"].dtype.kind == "M"
+    assert str(back["n"].dtype) == "Int64"
+    assert back.to_csv(index=False).splitlines()[1].endswith(",1")
+
+
+def test_a_tsv_is_separated_by_tabs(tmp_path: Path) -> None:
+    back = csv(tmp_path, "a,b,c\td\n" + "1\t2\n3\t4\n" * 6, "t.tsv")
+    assert back.columns.tolist() == ["a,b,c", "d"]

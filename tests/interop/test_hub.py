@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, ModelCard, RepoUrl
 from torch import nn
 
 import ornstein as orn
+from ornstein.data import SeriesSpace
 from ornstein.interop import from_hub, model_card, push_to_hub, read_card, save_folder
 
 
@@ -157,3 +158,17 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'ornstein\[hub\]'"):
         orn.load("hub:ann/points")
+
+
+def test_the_card_of_series_with_gaps_asks_for_whole_ones_and_gives_a_table(hub: Path) -> None:
+    """observed = 1 everywhere; with zeros, the rival, the model is asked for series of which nothing was seen."""
+    space = SeriesSpace((2, 8), gaps=True, times=tuple(map(float, range(8))), channels=("u", "v"))
+    net = orn.nets.UNet(2, width=8, levels=(1, 2), blocks=1, conditions=space.conditions, axes=1)
+    push_to_hub(orn.Denoiser(shaken(net), orn.Flow()), "ann/gaps", card={"event": [2, 8], "space": space.to_json()})
+    (code,) = re.findall(r"```python\n(.*?)```", (hub / "ann/gaps" / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    cond = space.complete(4)
+    assert torch.equal(names["x"], orn.sample(names["model"], (4, 2, 8), cond=cond, steps=20, seed=0).x)
+    assert list(names["table"].columns) == ["series", "time", "u", "v"]
+    assert len(names["table"]) == 32

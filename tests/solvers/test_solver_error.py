@@ -41,6 +41,8 @@ OFFERED = [
     UniPC(),
     UniPC(order=3),
     orn.solvers.DEIS(),
+    orn.solvers.DEIS(order=2),
+    orn.solvers.DEIS(method="rhoAB"),
 ]
 
 

@@ -305,7 +305,9 @@ def export(
       ornstein export runs/digits --out digits.safetensors
     """
     _needs("pydantic", "yaml", "safetensors")
-    target = out or run / "model.safetensors"
+    from ornstein.io import inside
+
+    target = out or inside(run, "model.safetensors")
     if target.suffix != ".safetensors":
         raise ValueError(f"--out {target}: a model is written as .safetensors")
     from ornstein.interop import save

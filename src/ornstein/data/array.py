@@ -39,7 +39,7 @@ class ArraySpace(Space):
         """One mean and standard deviation for all entries (of constant data the deviation counts as 1)."""
         if x is None:
             return Scaling()
-        return Scaling.of(x) if bool(x.std() > 0) else Scaling(x.mean(), 1.0)
+        return Scaling(x.mean(), 1.0) if float(x.std()) == 0 else Scaling.of(x)
 
     def to_user(self, x: Tensor, labels: Tensor | None = None) -> Any:
         """An array (n, *event) in the dtype of the data, within their bounds."""
@@ -61,6 +61,11 @@ class ArraySpace(Space):
         np.save(buffer, self.to_user(x), allow_pickle=False)
         atomic_write(path, buffer.getvalue())
 
+
+LARGEST = 1e37
+"""Values beyond leave float32 no room for their differences, and for samples beyond the data's own."""
+COARSEST = 1e-3
+"""Of the standard deviation: what float32 may err by in the differences of values."""
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
           "bool")  # fmt: skip
@@ -109,7 +114,33 @@ def check_numbers(name: str, x: Any, *, missing: bool = False) -> Tensor:
         if not missing and x.ndim == 3 and not bool(made.isinf().any()):
             way += ", or give kind='series' if they are time series with gaps"
         raise ValueError(f"{name} has values that are not finite, first in sample {first}: {way}")
+    if bool((made.abs() > LARGEST).any()):
+        raise ValueError(f"{name} has values beyond {LARGEST:g}, near the end of float32: give it other units")
+    if missing and x.ndim == 3:  # series, of which every channel has its own scale
+        for c in range(x.shape[1]):
+            _check_variation(f"{name}: channel {c}", x[:, c], made[:, c].numpy())
+    else:
+        _check_variation(name, x, made.numpy())
     return made
+
+
+def _check_variation(name: str, x: Any, made: Any) -> None:
+    """ValueError where max |(x - min x) - (f - min f)| > 1e-3 std(x), f = float32(x): an offset drowned x."""
+    if x.dtype.itemsize < 4 or x.dtype == np.float32 or np.isnan(made).all():
+        return
+    low = np.nanmin(x)
+    if x.dtype.kind == "f":
+        spread = x - low
+        if np.nanmax(spread) <= 4 * np.finfo(x.dtype).eps * abs(low):  # constant, to rounding
+            return
+    else:  # differences of integers are exact modulo 2^64, whatever their type
+        spread = (x.astype(np.uint64) - np.asarray(low).astype(np.uint64)).astype(np.float64)
+    error = np.nanmax(np.abs(spread - (made.astype(np.float64) - np.nanmin(made))))
+    if error > COARSEST * np.nanstd(spread):
+        raise ValueError(
+            f"{name} varies by {np.nanstd(spread):.3g} about values as large as {abs(float(low)):.6g}, which float32 "
+            "cannot tell apart: subtract an offset (its mean, say) first, and add it to the samples"
+        )
 
 
 def check_labels(name: str, y: Any, n: int) -> Tensor | None:
@@ -124,6 +155,12 @@ def check_labels(name: str, y: Any, n: int) -> Tensor | None:
     if n and int(y.max()) >= n:
         raise ValueError(
             f"{name}: y must be {n} integers from 0, one a class, got {y.max()} in sample {int(y.argmax())}: "
-            "number the classes from 0"
+            "number the classes from 0, as by np.unique(y, return_inverse=True)[1]"
+        )
+    if gaps := np.flatnonzero(np.bincount(y) == 0).tolist() if n else []:
+        which = ", ".join(map(str, gaps[:5])) + (", ..." if len(gaps) > 5 else "")
+        raise ValueError(
+            f"{name}: y has no sample of class {which}: number the classes that there are from 0, as by "
+            "np.unique(y, return_inverse=True)[1]"
         )
     return torch.tensor(y, dtype=torch.int64)

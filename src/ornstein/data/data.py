@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ class Lazy(Dataset[Tensor]):
     def take(self, index: Tensor) -> Lazy:
         """Those of these places."""
         raise NotImplementedError
+
+    def marks(self) -> Iterable[str]:
+        """What tells each sample from another without decoding it; nothing, if nothing does."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,21 @@ class Data:
             return self.samples, labels | self.space.cond(self.samples) or None
         return (_Labelled(self.samples, self.labels) if labels else self.samples), None
 
+    def fingerprint(self) -> str:
+        """SHA-256 of samples and labels in their order; of samples on demand, of their number and `Lazy.marks`."""
+        digest = sha256(f"{len(self)} {self.event}".encode())
+        for tensor in (self.samples, self.labels):
+            if isinstance(tensor, Tensor):
+                digest.update(tensor.contiguous().numpy().data)
+        if isinstance(self.samples, Lazy):
+            digest.update("\n".join(self.samples.marks()).encode())
+        return digest.hexdigest()
+
     def split(self, held_out: float, seed: int = 0) -> Split:
         """A random share `held_out` of each class apart from the rest, the same every time.
+
+        Where held-out samples in memory equal training ones, `notes` say how many: rows that
+        repeat are the law of discrete data, and splitting by different rows would hold out another law.
 
         Errors: ValueError for fewer than 10 samples, or a share that leaves fewer than 2 on either side.
         """
@@ -106,7 +125,13 @@ class Data:
                 f"held_out={held_out} of {n} samples of {self.name} leaves {len(fit)} to train and {len(test)} to judge"
             )
         test, fit = (part[torch.randperm(len(part), generator=generator(derive(seed, "mix")))] for part in (test, fit))
-        return Split(self.take(fit), self.take(test))
+        parts = Split(self.take(fit), self.take(test))
+        if isinstance(parts.train.samples, Tensor) and isinstance(parts.held_out.samples, Tensor):
+            known = {row.tobytes() for row in parts.train.samples.numpy()}
+            if again := sum(row.tobytes() in known for row in parts.held_out.samples.numpy()):
+                note = f"{again:,} of {len(test):,} held-out samples are in training too: they repeat in the data"
+                return Split(*(replace(part, notes=(*self.notes, note)) for part in (parts.train, parts.held_out)))
+        return parts
 
 
 @dataclass(frozen=True)
@@ -115,6 +140,10 @@ class Split:
 
     train: Data
     held_out: Data
+
+    def fingerprint(self) -> str:
+        """Of both parts."""
+        return f"{self.train.fingerprint()} {self.held_out.fingerprint()}"
 
     @property
     def space(self) -> Space:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -31,6 +32,8 @@ MEMORY = 1 << 30
 """Bytes of decoded images above which they are decoded on demand."""
 PIXELS = 100_000_000
 """An image of more pixels is refused as a decompression bomb."""
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?|samples\.json", re.IGNORECASE)
+"""Names that Windows keeps for devices, and that of the note beside the pictures."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,36 @@ class ImageSpace(ArraySpace):
 
     def _write_folder(self, path: Path, x: Tensor, labels: Tensor | None) -> None:
         digits = len(str(max(len(x) - 1, 1)))
+        folders = class_folders(self.labels)
         for i, picture in enumerate(self.pixels(x)):
-            folder = path if labels is None else path / self._folder(int(labels[i]))
+            folder = path if labels is None else path / folder_of(folders, int(labels[i]))
             atomic_write(folder / f"{i:0{digits}d}.png", _png(picture))
 
-    def _folder(self, label: int) -> str:
-        """A class's name as that of a folder, which cannot leave the one it is written in."""
-        name = re.sub(r"[^\w .+-]", "_", self.labels[label]) if label < len(self.labels) else str(label)
-        return name if name.strip(" .") else f"class {label}"
+
+def class_folders(labels: Sequence[str]) -> list[str]:
+    """A folder's name for each class, its own where any disk can hold it beside the others; else with its number.
+
+    No name leaves the folder it stands in, and no two are the same to a disk that is blind to case; those that
+    Windows keeps for itself, and dots and spaces at an end, are no names.
+    """
+    plain = [re.sub(r"[^\w .+-]", "_", unicodedata.normalize("NFC", name))[:50].rstrip(" .") for name in labels]
+    seen = Counter(name.casefold() for name in plain)
+    taken = {name for name, count in seen.items() if count == 1} | {"samples.json"}
+    folders = []
+    for label, name in enumerate(plain):
+        own = name.strip(" .") and not RESERVED.fullmatch(name) and seen[name.casefold()] == 1
+        if not own:
+            name = f"{name.partition('.')[0]} class {label}".strip()
+            while name.casefold() in taken:
+                name += "_"
+            taken.add(name.casefold())
+        folders.append(name)
+    return folders
+
+
+def folder_of(folders: Sequence[str], label: int) -> str:
+    """The folder of a class among `class_folders`; of one without a name, its number."""
+    return folders[label] if label < len(folders) else str(label)
 
 
 class Source(ABC):
@@ -91,6 +116,10 @@ class Source(ABC):
     def open(self, i: int) -> Any:
         """What `PIL.Image.open` takes for image `i`."""
 
+    @abstractmethod
+    def mark(self, i: int) -> str:
+        """What tells image `i` from another without decoding it."""
+
 
 class Files(Source):
     """Images in files."""
@@ -106,6 +135,9 @@ class Files(Source):
 
     def open(self, i: int) -> Any:
         return self.paths[i]
+
+    def mark(self, i: int) -> str:
+        return f"{self.paths[i].name} {self.paths[i].stat().st_size}"
 
 
 class Pictures(Lazy):
@@ -123,6 +155,10 @@ class Pictures(Lazy):
     def take(self, index: Tensor) -> Pictures:
         """Those of these places, decoded no sooner."""
         return Pictures(self.source, self.event, self.index[index])
+
+    def marks(self) -> Iterator[str]:
+        """Names and sizes of the encoded images."""
+        return (self.source.mark(i) for i in self.index.tolist())
 
 
 def read_folder(folder: Path, **options: Any) -> Data:
@@ -261,8 +297,9 @@ def _visible(path: Path, folder: Path) -> bool:
 
 
 def _natural(name: str) -> tuple[Any, ...]:
-    """Numbers within names in their order: 2 before 10."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
+    """Numbers within names in their order: 2 before 10; names of equal numbers ("1", "01") in that of their letters."""
+    parts = tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name))
+    return parts, name
 
 
 def _png(pixels: Any) -> bytes:

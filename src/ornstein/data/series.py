@@ -97,6 +97,7 @@ class SeriesSpace(Space):
         channels: the names of the values.
         id: the name of the column that says which series a row is of.
         label: the column that is the labels, if one is.
+        values: the types and decimals of the channels; by default they leave as they are in the tensor.
     """
 
     kind = "series"
@@ -108,11 +109,14 @@ class SeriesSpace(Space):
     channels: tuple[str | int, ...] = ()
     id: str | int = "series"
     label: Column | None = None
+    values: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.event) != 2 or self.event != (len(self.channels), len(self.times)):
             held = f"{len(self.channels)} channels at {len(self.times)} times"
             raise ValueError(f"series are (n, channels, length): got {self.event} with {held}")
+        if len(self.values) not in (0, self.event[0]) or any(c.kind != "number" for c in self.values):
+            raise ValueError(f"the values of {self.event[0]} channels are as many columns of numbers: {self.values}")
 
     def codec(self, x: Tensor | None = None) -> Codec:
         """A `SeriesCodec` of these channels."""
@@ -139,7 +143,8 @@ class SeriesSpace(Space):
         values = x.detach().cpu().double().numpy()
         found: dict[Any, Any] = {self.id: np.repeat(np.arange(n), length)}
         found[self.time.name] = self.time.to_user(np.tile(np.array(self.times), n))
-        found |= {self.channels[c]: values[:, c].reshape(-1) for c in range(channels)}
+        kinds = self.values or (None,) * channels
+        found |= {self.channels[c]: _typed(kinds[c], values[:, c].reshape(-1)) for c in range(channels)}
         if labels is not None and self.label is not None:
             found[self.label.name] = self.label.to_user(np.repeat(labels.cpu().double().numpy(), length))
         return pandas.DataFrame(found)
@@ -157,6 +162,17 @@ class SeriesSpace(Space):
     def _write_npz(self, path: Path, x: Tensor, labels: Tensor | None) -> None:
         arrays = {"x": x.numpy()} | ({} if labels is None else {"y": labels.cpu().numpy()})
         write_arrays(path, arrays)
+
+
+def _typed(column: Column | None, x: Any) -> Any:
+    """Values (k,) in the type of their column: integers within its range, and nullable ones where there are gaps."""
+    if column is None:
+        return x
+    dtype = column.dtype.replace("int", "Int").replace("uInt", "UInt") if np.isnan(x).any() else column.dtype
+    if "int" in dtype.lower():
+        limits = np.iinfo(dtype.lower())
+        x = np.clip(x, limits.min, min(limits.max, 2**63 - 1024))  # the last float64 before int64 ends
+    return replace(column, dtype=dtype).to_user(x)
 
 
 def read_series(name: str, x: Any, labels: Tensor | None, names: tuple[str, ...]) -> Data:
@@ -231,10 +247,12 @@ def read_long(
         numbers = frame[time].to_numpy(dtype=np.float64)
         whole = pandas.api.types.is_integer_dtype(frame[time].dtype)
         clock = Column(time, "number", clock.dtype, decimals=0 if whole else None)
-    channels = list[Any]()
+    channels, kinds = list[Any](), list[Column]()
     for column in free:
-        if read_column(frame[column], column, name, lines)[0].kind != "number":
+        made, *_ = read_column(frame[column], column, name, lines)
+        if made.kind != "number":
             raise ValueError(f"{name}: column {column!r} holds no numbers, as values of series do: drop it")
+        kinds.append(replace(made, offset=0, unit=1))  # the tensor holds the values themselves
         channels.append(frame[column].to_numpy(dtype=np.float64, na_value=np.nan))
     which, ids = pandas.factorize(frame[series])
     if step is None:
@@ -270,12 +288,14 @@ def read_long(
     if (empty := (count.sum((1, 2)) == 0)).any():
         raise ValueError(f"{name}: series {ids[int(empty.argmax())]!r} has no value at all: remove its rows")
     labels, labelled, names = _labels(frame, which, label, name, lines)
-    made = read_series(name, x, labels, names)
-    assert isinstance(made.space, SeriesSpace)
+    read = read_series(name, x, labels, names)
+    assert isinstance(read.space, SeriesSpace)
+    values = tuple(kinds) if step is None else ()  # means of several values have no decimals
     space = replace(
-        made.space, time=clock, times=tuple(grid.tolist()), channels=tuple(free), id=series, label=labelled
+        read.space, values=values, time=clock, times=tuple(grid.tolist()), channels=tuple(free), id=series,
+        label=labelled,
     )  # fmt: skip
-    return replace(made, space=space)
+    return replace(read, space=space)
 
 
 def _width(step: float | str, clock: Column, pandas: Any) -> float:

@@ -39,6 +39,15 @@ DTYPE = re.compile(
 DURATION = r"-?\d+ days( [+-]?\d\d:\d\d:\d\d(\.\d+)?)?"
 """Durations as a DataFrame writes them to a CSV."""
 
+DATE = r"\d{4}-\d\d-\d\d"
+NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
+COMMA = NUMBER.replace(r"\.", ",")
+"""Numbers as they are written with a decimal point, and with a decimal comma."""
+GAPS = ("", "NaN", "nan")
+"""What stands for a missing value in every column of a CSV."""
+MARKS = ("NA", "N/A", "#N/A", "n/a", "NULL", "null", "None", "<NA>", "NaT", "-NaN", "-nan")
+"""What does among numbers and dates, and is a word among words."""
+
 Level = bool | int | float | str
 
 
@@ -105,6 +114,8 @@ class Column:
                 return stamps.dt.tz_localize("UTC").astype(self.dtype) if "," in self.dtype else stamps
             if not missing.any():
                 return pandas.Series(counts).astype(self.dtype)
+            if self.dtype[0] in "UI":  # no detour by float64, which ends at 2^53
+                return pandas.Series(pandas.arrays.IntegerArray(counts, missing)).astype(self.dtype)
             x = np.where(missing, np.nan, counts.astype(np.float64))
         elif self.decimals is not None:
             x = np.round(x, self.decimals)
@@ -178,7 +189,9 @@ def read_frame(path: Path) -> Any:
     """The DataFrame in a .csv, .tsv or .parquet file.
 
     A CSV is UTF-8, separated by commas, semicolons or tabs, with a first line of names; a column of which every value
-    is an ISO 8601 date is one of dates.
+    is an ISO 8601 date is one of dates. Numbers with a leading zero ("01234") stay strings, decimal commas count where
+    commas do not separate, whole numbers with gaps stay whole, and "NA", "null" and the like are gaps among numbers and
+    dates but words among words.
     """
     pandas = require("pandas", extra="data")
     if path.suffix.lower() == ".parquet":
@@ -192,7 +205,8 @@ def read_frame(path: Path) -> Any:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             first = file.readline()
-            separator = max("\t;,", key=first.count)  # the comma, if none is there
+            # the comma, if none is there
+            separator = "\t" if path.suffix.lower() == ".tsv" else max("\t;,", key=first.count)
             names = next(csv.reader([first.rstrip("\r\n")], delimiter=separator), [])
             if not any(names):
                 raise ValueError(f"{path} is empty: its first line holds the names of the columns")
@@ -203,13 +217,11 @@ def read_frame(path: Path) -> Any:
                 raise ValueError(f"{path}: column {names[1:].index('') + 1} (from 0) has no name: give each its own")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            frame = pandas.read_csv(
-                path,
-                sep=separator,
-                encoding="utf-8-sig",
-                index_col=False,
-                low_memory=False,
-            )
+            how = {"sep": separator, "encoding": "utf-8-sig", "index_col": False, "low_memory": False}
+            text = pandas.read_csv(path, dtype=str, keep_default_na=False, **how)
+            gaps = {column: _gaps(text[column]) for column in text}
+            words = {column: str for column in text if _zeros(text[column])}
+            frame = pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=gaps, **how)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (pandas.errors.ParserError, pandas.errors.ParserWarning, csv.Error) as error:
@@ -220,12 +232,32 @@ def read_frame(path: Path) -> Any:
         frame = frame.iloc[:, 1:].copy()  # the row numbers that `DataFrame.to_csv` writes
     for name in frame.columns:
         held = frame[name].dropna()
+        if len(held) < len(frame) and str(frame[name].dtype) == "float64":
+            whole = text[name][held.index]
+            if len(whole) and whole.str.fullmatch(r"[+-]?\d{1,19}").all():
+                counts = pandas.to_numeric(whole)
+                if counts.dtype == np.int64:  # some of 19 digits are beyond it
+                    frame[name] = counts.astype("Int64").reindex(frame.index)
         if len(held) and pandas.api.types.is_string_dtype(held):
-            if held.str.match(r"\d{4}-\d\d-\d\d").all():
+            if held.str.match(DATE).all():
                 frame[name] = _dates(frame[name], pandas)
             elif held.str.fullmatch(DURATION).all():
                 frame[name] = pandas.to_timedelta(frame[name])
+            elif separator != "," and name not in words and held.str.fullmatch(COMMA).all():
+                frame[name] = pandas.to_numeric(frame[name].str.replace(",", "."))
     return frame
+
+
+def _gaps(text: Any) -> list[str]:
+    """What stands for a missing value in a column of strings."""
+    rest = text[~text.isin([*GAPS, *MARKS])]
+    plain = rest.str.fullmatch(f"{NUMBER}|{COMMA}|{DURATION}|[+-]?inf") | rest.str.match(DATE)
+    return [*GAPS, *(MARKS if len(rest) and plain.all() else ())]
+
+
+def _zeros(text: Any) -> bool:
+    """Whether a column of strings holds digits alone, some with a zero before them, as zip codes have."""
+    return bool(text[~text.isin(GAPS)].str.fullmatch(r"\d+").all() and text.str.fullmatch(r"0\d+").any())
 
 
 def _dates(text: Any, pandas: Any) -> Any:

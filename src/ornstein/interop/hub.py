@@ -122,6 +122,7 @@ def model_card(model: BaseDenoiser, repo_id: str, *, card: Mapping[str, Any] | N
             "",
             "```python",
             *_usage(model, repo_id, known.get("event")),
+            *_back(repo_id, known.get("space")),
             "```",
             *tables,
             "",
@@ -139,13 +140,26 @@ def _usage(model: Denoiser, repo_id: str, event: Any) -> list[str]:
     for name, channels in getattr(net, "conditions", {}).items():
         flat = (channels,) if isinstance(net, MLP) else (channels, *event[1:])
         shape = event if channels in (0, math.prod(event)) else flat
-        cond.append(f'"{name}": torch.zeros{(4, *shape)}')
+        cond.append(f'"{name}": torch.{"ones" if name == "observed" else "zeros"}{(4, *shape)}')  # a whole series
     given = f", cond={{{', '.join(cond)}}}" if cond else ""
     return [
         *(["import torch"] if cond else []),
         "import ornstein as orn",
         f'model = orn.load("hub:{repo_id}")',
         f"x = orn.sample(model, shape={(4, *event)}{given}, steps=20, seed=0).x",
+    ]
+
+
+def _back(repo_id: str, space: Any) -> list[str]:
+    """Lines that make a table of samples, as the data were; of arrays and images none."""
+    if not isinstance(space, Mapping) or space.get("kind") not in ("table", "series"):
+        return []
+    return [
+        "from ornstein.data import Space",
+        "from ornstein.interop import read_card",
+        "from ornstein.interop.hub import fetch",
+        f'card = read_card(fetch("{repo_id}"))',
+        'table = Space.from_json(card["space"]).to_user(x)',
     ]
 
 

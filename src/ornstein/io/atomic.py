@@ -61,6 +61,20 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[Sink], No
             os.close(folder)
 
 
+def inside(folder: str | os.PathLike[str], *names: str) -> Path:
+    """folder/name/..., proven to stay in `folder` when every link on the way is followed.
+
+    A run folder may come from a stranger, and `atomic_write` follows links: a fixed name in it is asked for here. The
+    folder itself may be a link.
+
+    Errors: ValueError for a place that leaves the folder, or is the folder itself.
+    """
+    target = Path(folder, *names)
+    if Path(os.path.realpath(folder)) not in Path(os.path.realpath(target)).parents:
+        raise ValueError(f"{target} leads out of {os.fspath(folder)} by a link: remove the link")
+    return target
+
+
 class Sink:
     """What a writer callback is given: `write` appends bytes."""
 

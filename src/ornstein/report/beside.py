@@ -10,6 +10,7 @@ from torch import Tensor
 from ornstein.data import Split, TableSpace
 from ornstein.report import html
 from ornstein.report.drawing import bars
+from ornstein.report.html import Markup
 from ornstein.report.judge import Judge, TableJudge
 from ornstein.report.show import Show, class_name
 from ornstein.report.the_data import ROWS, ends_of, histogram
@@ -41,8 +42,11 @@ def _classes(real: Tensor, x: Tensor, labels: Tensor, show: Show) -> str:
         parts = (("held-out data", real), ("samples", x))
         rows.append(
             [
-                f"<b>{escape(name)}</b>",
-                *(show(part[labels == k][:columns], f"{what}, class {name}", columns=columns) for what, part in parts),
+                Markup(f"<b>{escape(name)}</b>"),
+                *(
+                    Markup(show(part[labels == k][:columns], f"{what}, class {name}", columns=columns))
+                    for what, part in parts
+                ),
             ]
         )
     more = f"The first {most} of {len(present)} classes." if len(present) > most else ""
@@ -60,19 +64,19 @@ def _table(x: Tensor, judge: TableJudge, show: Show) -> str:
         pair = [histogram(part[:, j], category, low, high) for part in (judge.real, x)]
         top = max(max(shares) for shares in pair)
         names = ("held-out data", "samples")
-        drawn = [bars(s, f"{column.name}, {who}", top=top) for s, who in zip(pair, names, strict=True)]
+        drawn = [Markup(bars(s, f"{column.name}, {who}", top=top)) for s, who in zip(pair, names, strict=True)]
         gaps = f"{column.name} is missing"
         shares = [f"{float(part[:, j].isnan().double().mean()):.1%}" for part in (judge.real, x)]
         rows.append(
             [
-                escape(str(column.name)),
+                str(column.name),
                 *drawn,
                 f"{distances[str(column.name)]:.3f}",
                 *(shares if gaps in distances else ("", "")),
             ]
         )
     if judge.labels is not None and space.label is not None:
-        rows.append([escape(str(space.label.name)), "", "", f"{distances[str(space.label.name)]:.3f}", "", ""])
+        rows.append([str(space.label.name), "", "", f"{distances[str(space.label.name)]:.3f}", "", ""])
     labels = None if judge.labels is None else judge.labels[:ROWS]
     return html.section(
         "Samples beside data",

@@ -20,7 +20,7 @@ def card_of(run: Run) -> dict[str, Any]:
         "space": run.space.to_json(),
         "training": {**config, "net": ", ".join(f"{key} {value}" for key, value in config["net"].items())},
     }
-    metrics = run.folder / "metrics.json"
+    metrics = run.place("metrics.json")
     if metrics.exists():
         found = read_json(metrics)
         real = found["references"]

@@ -117,4 +117,4 @@ def _real(judge: Judge, n: int) -> dict[str, float]:
 
 
 def _path(run: Run) -> Path:
-    return run.folder / "cost.safetensors"
+    return run.place("cost.safetensors")

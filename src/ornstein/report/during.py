@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import BaseDenoiser
 from ornstein.errors import CheckpointError
-from ornstein.io import load_tensors, save_tensors, write_json
+from ornstein.io import inside, load_tensors, save_tensors, write_json
 from ornstein.training import Training
 from ornstein.training.workers import whole
 
@@ -99,4 +99,4 @@ def watched(folder: Path) -> list[tuple[int, Tensor]]:
 
 
 def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}.safetensors"
+    return inside(folder, f"step-{step:06d}.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
+import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,11 +15,12 @@ import torch
 
 from ornstein._extras import require
 from ornstein.data import SeriesSpace, Space
+from ornstein.data.images import class_folders, folder_of
 from ornstein.errors import CheckpointError
-from ornstein.io import atomic_write, read_json, write_json
+from ornstein.io import atomic_write, inside, read_json, write_json
 from ornstein.io.atomic import Sink
 from ornstein.report.names import FORMATS, nearest
-from ornstein.report.shards import Request, Rows, Shards, one_line, refuse_another
+from ornstein.report.shards import MANIFEST, Request, Rows, Shards, one_line, read_manifest, refuse_another
 
 MOST_IN_PICTURE = 10_000
 """Most samples that one picture shows."""
@@ -30,6 +31,8 @@ def form_of(out: Path, form: str | None) -> str:
 
     Errors: ValueError for a format that does not exist, or one that contradicts the ending.
     """
+    if out.name in ("", ".."):
+        raise ValueError(f"--out {str(out)!r} names no file or folder of its own: give a new name")
     suffix = out.suffix.lower().removeprefix(".")
     if suffix and suffix not in FORMATS:
         raise ValueError(f"--out {out}: samples are written as {_known()}, or to a folder without an ending")
@@ -70,18 +73,23 @@ def finished(target: Path, form: str, request: Request) -> bool:
 
     Errors: CheckpointError for the samples of another request; ValueError for what no command of ours has written.
     """
-    note = _note(target, form)
+    note, mine = note_of(target, form), False
+    if note.exists() and note.parent.is_dir():
+        kept = read_json(note)
+        mine = isinstance(kept, dict) and isinstance(kept.get("request"), dict) and "sha256" in kept
+        if not mine:
+            raise CheckpointError(
+                f"{note} is damaged or not of this command: choose another --out, or remove it, with {target}"
+            )
     if not target.exists() or (form == "folder" and target.is_dir() and not any(target.iterdir())):
         return False
     if target.is_dir() is not (form == "folder"):
         raise ValueError(f"{target} is a {'folder' if target.is_dir() else 'file'}: choose another --out")
     if not note.exists():
-        if not parts_of(target).exists():
+        if not (parts_of(target) / MANIFEST).exists():
             raise ValueError(f"{target} is there already, and was not written by this command: choose another --out")
+        refuse_another(request, read_manifest(parts_of(target))["request"], str(parts_of(target)))
         return False
-    kept = read_json(note)
-    if not isinstance(kept, dict) or not isinstance(kept.get("request"), dict):
-        raise CheckpointError(f"{note} is damaged: remove it, with {target}, to begin anew")
     refuse_another(request, kept["request"], str(target))
     return bool(kept.get("sha256") == _checksum(target, form))
 
@@ -102,11 +110,12 @@ def export(shards: Shards, target: Path, form: str, space: Space, bounds: tuple[
             atomic_write(target, image(x, columns=max(1, round(shards.n**0.5)), bounds=bounds))
         else:
             _pictures(shards, target, space, bounds or _range(shards))
-        write_json(_note(target, form), {"request": shards.request, "sha256": _checksum(target, form)})
+        write_json(note_of(target, form), {"request": shards.request, "sha256": _checksum(target, form)})
 
 
 def _npz(sink: Sink, shards: Shards, space: Space) -> None:
-    """x (n, *event), and y (n,) where there are labels, as numpy reads them."""
+    """x (n, *event), and y (n,) where there are labels, as numpy reads them; of a table or series the space too, which
+    says what its numbers mean, as JSON."""
 
     def values(rows: Rows) -> Any:
         return space.to_user(rows[0]) if space.kind in ("array", "images") else rows[0].numpy()
@@ -123,6 +132,9 @@ def _npz(sink: Sink, shards: Shards, space: Space) -> None:
         write(archive, "x", values)
         if next(shards.read(1))[1] is not None:
             write(archive, "y", lambda rows: rows[1].numpy() if rows[1] is not None else None)
+        if space.kind in ("table", "series"):
+            with archive.open(zipfile.ZipInfo("space.npy"), "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(space.to_json())), allow_pickle=False)
 
 
 def _frames(shards: Shards, space: Space) -> Iterator[Any]:
@@ -161,22 +173,17 @@ def _parquet(sink: Sink, frames: Iterable[Any]) -> None:
 def _pictures(shards: Shards, target: Path, space: Space, bounds: tuple[float, float]) -> None:
     """000000.png, ...: uint8, bounds[0] black and bounds[1] white; in a folder for each class where there are any."""
     images, (low, high) = require("PIL.Image", extra="data"), bounds
-    digits, i = len(str(max(shards.n - 1, 1))), 0
+    digits, i, folders = len(str(max(shards.n - 1, 1))), 0, class_folders(space.labels)
     for x, labels in shards.read():
         scaled = (x.double() - low) / (high - low or 1.0)
         pixels = (scaled.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).squeeze(-1).numpy()
         for k, picture in enumerate(pixels):
             buffer = io.BytesIO()
             images.fromarray(picture).save(buffer, format="png")
-            folder = target if labels is None else target / _class(space, int(labels[k]))
-            atomic_write(folder / f"{i:0{digits}d}.png", buffer.getvalue())
+            label = [] if labels is None else [folder_of(folders, int(labels[k]))]
+            target.mkdir(parents=True, exist_ok=True)
+            atomic_write(inside(target, *label, f"{i:0{digits}d}.png"), buffer.getvalue())
             i += 1
-
-
-def _class(space: Space, label: int) -> str:
-    """A class's name as that of a folder, which cannot leave the one it is in."""
-    name = re.sub(r"[^\w .+-]", "_", space.labels[label]) if label < len(space.labels) else str(label)
-    return name if name.strip(" .") else f"class {label}"
 
 
 def _range(shards: Shards) -> tuple[float, float]:
@@ -184,7 +191,8 @@ def _range(shards: Shards) -> tuple[float, float]:
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _note(target: Path, form: str) -> Path:
+def note_of(target: Path, form: str) -> Path:
+    """Where it is noted what `target` was asked to hold."""
     return target / "samples.json" if form == "folder" else target.with_name(f"{target.name}.json")
 
 

@@ -88,12 +88,20 @@ def figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
 
 
+class Markup(str):
+    """What is markup already: a cell of a table that is not escaped."""
+
+
+def _cell(content: str) -> str:
+    return content if isinstance(content, Markup) else escape(content)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], reference: Sequence[str] | None = None) -> str:
-    """A table; the last row, set apart, is what to read the others beside."""
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"] if any(head) else []
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
+    """A table of texts, or of `Markup`; the last row, set apart, is what to read the others beside."""
+    lines = ["<tr>" + "".join(f"<th>{_cell(cell)}</th>" for cell in head) + "</tr>"] if any(head) else []
+    lines += ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     if reference is not None:
-        lines.append('<tr class="reference">' + "".join(f"<td>{cell}</td>" for cell in reference) + "</tr>")
+        lines.append('<tr class="reference">' + "".join(f"<td>{_cell(cell)}</td>" for cell in reference) + "</tr>")
     return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
 
 

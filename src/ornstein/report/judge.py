@@ -205,7 +205,9 @@ class ArrayJudge(Judge):
     def __call__(self, x: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         points = _features(x)
         frechet = frechet_distance(points, self._real)
-        figures = {"frechet": frechet, "frechet_ratio": frechet / self.reference}
+        figures = {"frechet": frechet}
+        if self.reference > 0:
+            figures["frechet_ratio"] = frechet / self.reference
         if self._usual > 0:
             figures["nearest_ratio"] = float(_nearest(points, self._train)[0].quantile(0.5) / self._usual)
         labels = self.labels if labels is None else labels
@@ -224,9 +226,10 @@ class ArrayJudge(Judge):
         found: dict[str, Any] = {
             "samples": self.n,
             "frechet": self.reference,
-            "frechet_ratio": 1.0,
             "nearest_ratio": 1.0,
         }
+        if self.reference > 0:
+            found["frechet_ratio"] = 1.0
         if self.classifier is not None:
             found["label_accuracy"] = self.classifier.accuracy
         return found
@@ -422,7 +425,9 @@ def goals(figures: Mapping[str, float], references: Mapping[str, Any]) -> list[G
         limits = references["limits"]
         order = [name for name in TITLES if name in limits and name in figures]
         return [Goal(TITLES[name], figures[name], *limits[name]) for name in order]
-    made = [Goal("Fréchet distance / that of training data", figures["frechet_ratio"], high=1.5)]
+    made = []
+    if "frechet_ratio" in figures:
+        made.append(Goal("Fréchet distance / that of training data", figures["frechet_ratio"], high=1.5))
     if "nearest_ratio" in figures:
         near = "nearest-training distance / that of held-out data"
         made.append(Goal(near, figures["nearest_ratio"], low=0.95, high=1.15))

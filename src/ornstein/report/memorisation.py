@@ -67,4 +67,4 @@ def _pairs(x: Tensor, judge: Judge, order: Tensor, near: Tensor, labels: Tensor 
         both = require("pandas", extra="data").concat(rows).iloc[in_turn]
         return frame(both, "", tuple(f"{what} {i + 1}" for i in range(len(x)) for what in ("sample", "training row")))
     few = [("samples", x), ("training data", near)]
-    return html.plates([[name, show(part, name)] for name, part in few], ["", "nearest first"])
+    return html.plates([[name, html.Markup(show(part, name))] for name, part in few], ["", "nearest first"])

@@ -29,6 +29,7 @@ from ornstein.training import (
     UShapedTime,
 )
 from ornstein.training.forecast import free_memory, shown, weigh
+from ornstein.training.workers import Workers
 
 PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
     "edm": EDM, "flow": Flow, "vp": VP, "subvp": SubVP, "ve": VE, "cosine": Cosine,
@@ -83,7 +84,7 @@ def build_net(config: Config, conditions: Mapping[str, int] | None = None) -> Ne
 def check_memory(config: Config, conditions: Mapping[str, int] | None = None, processes: int = 1) -> None:
     """ValueError if a training on one process cannot have room here: weights, gradients, the optimizer's two moments,
     the averages, and what one pass keeps. Of several processes each has a part, on a device that is not known yet."""
-    free = free_memory(torch.device("cpu"))
+    free = free_memory(Workers.best())
     if processes > 1 or free is None:
         return
     with torch.random.fork_rng(devices=[]):
@@ -180,6 +181,8 @@ def objective_of(config: Config, observed: str | None = None) -> Objective:
     penalty = PseudoHuber() if loss.penalty == "pseudo_huber" else None
     if loss.kind == "hybrid":
         return HybridLoss(time, weighting, penalty, observed)
+    if loss.perturb and config.labels == 0:
+        raise ValueError(f"loss.perturb {loss.perturb:g} is noise on the labels, and the data have none")
     if loss.perturb:
         return ConditionPerturbation(time, weighting, penalty, observed, gamma=loss.perturb)
     return Objective(time, weighting, penalty, observed)

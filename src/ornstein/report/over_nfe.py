@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from torch import Tensor
 
 from ornstein.report import html
@@ -53,7 +51,7 @@ def against_cost(cost: Cost | None, guidance: float) -> str:
         "Quality against cost",
         html.figure(drawn[0] if len(drawn) == 1 else html.side_by_side(*drawn), caption),
         html.table(
-            ["solver", "evaluations", *(escape(TITLES[name]) for name in names)],
+            ["solver", "evaluations", *(TITLES[name] for name in names)],
             [
                 [SOLVER_TITLES[row["solver"]], str(row["nfe"]), *(f"{row[name]:.3f}" for name in names)]
                 for row in cost.rows

@@ -56,7 +56,7 @@ PARTS: dict[str, Part] = {
     "Are the samples good?": _quality,
     "Samples beside data": lambda run, found, show: beside(run.split, found.x, found.judge, show),
     "The data": lambda run, found, show: the_data(_name(run.config.data), run.split, show),
-    "Samples over training": lambda run, found, show: over_training(run.folder / "watch", show, run.every),
+    "Samples over training": lambda run, found, show: over_training(run.place("watch"), show, run.every),
     "Samples over evaluations": _over_nfe,
     "Quality against cost": _against_cost,
     "Memorisation": lambda run, found, show: memorisation(found.judge, found.x, run.split, show),
@@ -82,7 +82,7 @@ def run_page(run: Run, found: Evaluation, progress: bool | None = None) -> None:
         f"network {kind_of(config)}, {config.steps:,} steps of {config.batch_size:,} samples."
     )
     page = html.page(f"Run {run.folder.resolve().name}", lead, [html.contents(parts), *parts])
-    atomic_write(run.folder / "report.html", page.encode())
+    atomic_write(run.place("report.html"), page.encode())
 
 
 def evaluated(run: Run) -> Evaluation:
@@ -97,7 +97,7 @@ def evaluated(run: Run) -> Evaluation:
     asked: Mapping[str, Any] = metrics["sampler"]
     options = {key: value for key, value in asked.items() if key != "nfe"}
     judge, job = run.judged(**options)
-    shards = existing(run.folder / "samples", job.request)
+    shards = existing(run.place("samples"), job.request)
     if shards is None:
         raise ValueError(f"the samples of the evaluation of {run.folder} are gone, or are of an earlier model: {again}")
     x = torch.cat([x for x, _ in shards.read(judge.n)])

@@ -93,7 +93,7 @@ def _work(
         "restoration": {"damaged_psnr": restored.damaged_psnr, "runs": restored.rows},
         "seconds": {"training": round(training, 1), "all": round(time.monotonic() - begun, 1)},
     }
-    write_json(run.folder / "metrics.json", metrics)
+    write_json(run.place("metrics.json"), metrics)
     sampler = f"DPM-Solver++ 2, 20 steps, guidance {GUIDANCE:g}, seed {seed}, {metrics['sampler']['nfe']} evaluations"
     lead = (
         f"scikit-learn's digits, 8 x 8 pixels: {classes}. A residual MLP, trained for {size.steps} steps "
@@ -108,7 +108,7 @@ def _work(
         _restoration(restored, size.short_budgets),
         html.section("Again", f"<p><code>ornstein quickstart --seed {seed}</code> with torch {torch.__version__}.</p>"),
     ]
-    atomic_write(run.folder / "report.html", html.page("Ornstein quickstart", lead, parts).encode())
+    atomic_write(run.place("report.html"), html.page("Ornstein quickstart", lead, parts).encode())
     return goals(metrics["figures"], metrics["references"]), metrics
 
 
@@ -169,7 +169,7 @@ def _guidance(rows: list[dict[str, Any]], references: Mapping[str, Any], judge: 
         if row["scale"] in (1.0, 2.0, 4.0):
             chosen = torch.cat([row["x"][judge.labels == k][:2] for k in range(10)])
             shown = picture(chosen, f"samples at scale {row['scale']:g}", bounds=(0.0, 1.0), zoom=3)
-            plates.append([f"{row['scale']:g}", shown])
+            plates.append([f"{row['scale']:g}", html.Markup(shown)])
     return html.section(
         "What guidance does",
         "A second model saw 30 % of its labels wrong, so it puts some of every digit into every class. Guidance moves "
@@ -210,7 +210,7 @@ def _restoration(found: Restoration, budgets: tuple[int, ...]) -> str:
         REFERENCE: found.restored[REFERENCE],
         "truth": found.truth,
     }
-    plates = [[name, picture(x[:n], name, bounds=(0.0, 1.0), zoom=4)] for name, x in shown.items()]
+    plates = [[name, html.Markup(picture(x[:n], name, bounds=(0.0, 1.0), zoom=4))] for name, x in shown.items()]
     return html.section(
         "Restoring damaged digits",
         "A third model restores digits of which a square of 3 x 3 pixels was erased, with noise on the rest. Its "

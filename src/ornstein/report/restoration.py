@@ -79,7 +79,7 @@ def restore(
         seed=seed,
         ema=run.config.ema,
         objective=Objective(LogNormalSigma(-0.5, 1.2)),
-        checkpoint=run.folder / "restoration.safetensors",
+        checkpoint=run.place("restoration.safetensors"),
         every=max(steps // 5, 1),
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""A run is a folder: config.yaml, space.json, checkpoint.safetensors, metrics.json, samples/, report.html."""
+"""A run is a folder: config.yaml, {space,data,metrics}.json, checkpoint.safetensors, samples/, report.html."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ornstein.data import Space, Split, load_data
 from ornstein.denoiser import BaseDenoiser, Denoiser
 from ornstein.errors import CheckpointError
 from ornstein.guidance import CFG
-from ornstein.io import load_tensors, read_json, write_json
+from ornstein.io import inside, load_tensors, read_json, write_json
 from ornstein.progress import bar
 from ornstein.report.config import Config, make_config, read_config, write_config
 from ornstein.report.during import Keep, Timing, Watch, stops
@@ -31,7 +31,7 @@ from ornstein.training import Fit, Forecast, Training, fit, post_hoc
 from ornstein.training.checkpoint import load_into
 from ornstein.training.schedule import factor_of
 from ornstein.training.track import Track
-from ornstein.training.workers import Workers
+from ornstein.training.workers import Workers, load_whole
 
 SOLVERS: dict[str, Solver] = {
     "dpmpp": DPMSolverPP(order=2),
@@ -74,7 +74,7 @@ class Run:
         With a constant learning rate an old run may be given more steps. `check` writes nothing.
         """
         folder = Path(folder)
-        path = folder / "config.yaml"
+        path = inside(folder, "config.yaml")
         asked = make_config(values, source)
         if path.exists():
             run = cls.open(folder)
@@ -106,7 +106,8 @@ class Run:
         run = cls(folder, config)
         run._split = split
         if not check:
-            write_json(folder / "space.json", split.space.to_json())
+            write_json(inside(folder, "space.json"), split.space.to_json())
+            write_json(run.mark, {"sha256": split.fingerprint()})
             write_config(path, config)
         return run
 
@@ -122,15 +123,28 @@ class Run:
 
     @property
     def split(self) -> Split:
-        """The data, split as it was for training."""
+        """The data, split as it was for training; refused if they are not those that the run was made with."""
         if self._split is None:
-            self._split = read_data(self.config)
+            split = read_data(self.config)
+            same = not self.place("space.json").exists() or split.space == self.space
+            if not same or (self.mark.exists() and read_json(self.mark) != {"sha256": split.fingerprint()}):
+                raise ValueError(
+                    f"the data of the run {self.folder} have changed since it was made ({self.config.data}): what was "
+                    "trained on would be taken for held out. Restore them, or train anew with another --out"
+                    + (f"; if only their decoding changed, remove {self.mark}" if same else "")
+                )
+            self._split = split
         return self._split
+
+    @property
+    def mark(self) -> Path:
+        """The fingerprint of the data the run was made with."""
+        return self.place("data.json")
 
     @property
     def space(self) -> Space:
         """What the samples are, as it was when the run was made."""
-        path = self.folder / "space.json"
+        path = self.place("space.json")
         if not path.exists():
             return self.split.space
         try:
@@ -143,10 +157,14 @@ class Run:
         """Steps from one checkpoint to the next."""
         return self.config.every or max(self.config.steps // 5, 1)
 
+    def place(self, name: str) -> Path:
+        """A file or folder of the run by its fixed name; ValueError if a link there leads out of the run."""
+        return inside(self.folder, name)
+
     @property
     def checkpoint(self) -> Path:
         """Where the training stands."""
-        return self.folder / "checkpoint.safetensors"
+        return self.place("checkpoint.safetensors")
 
     def train(
         self, progress: bool | None = None, foresee: Callable[[Forecast], object] | None = None
@@ -156,7 +174,7 @@ class Run:
         check_memory(config, self.space.conditions, Workers.here().count)
         model = build(config, train.codec(), self.space.conditions)
         data, cond = train.feed()
-        timing = Timing(self.folder / "timing.json", self.checkpoint.exists())
+        timing = Timing(self.place("timing.json"), self.checkpoint.exists())
         callbacks: list[Callable[[int, Training], object]] = [timing]
 
         def foreseen(coming: Forecast) -> None:
@@ -165,18 +183,19 @@ class Run:
                 foresee(coming)
 
         if config.watch:
-            callbacks.append(Watch(self.folder / "watch", self._draw))
+            callbacks.append(Watch(self.place("watch"), self._draw))
         if config.keep:
-            callbacks.append(Keep(self.folder / "averages", config.keep))
+            callbacks.append(Keep(self.place("averages"), config.keep))
         if config.trackers:
             settings = {key: str(value) for key, value in config.model_dump().items()}
-            callbacks.append(Track(config.trackers, self.folder / "trackers", self.folder.name, settings))
+            callbacks.append(Track(config.trackers, self.place("trackers"), self.folder.name, settings))
         fitted = self.fit(
             model,
             data,
             cond,
             self.checkpoint,
             progress,
+            device=Workers.here().device or Workers.best(),
             accumulate=config.accumulate,
             compile=config.compile,
             recompute=config.recompute,
@@ -239,7 +258,8 @@ class Run:
         weights = {} if name == "raw" else under(f"{name}/", tensors) if name in own else self._made(name, own)
         space = self.space
         model = build(self.config, space.codec(), space.conditions)
-        load_into(model, under("model/", tensors) | weights, str(self.checkpoint))
+        load_into(model, under("model/", tensors), str(self.checkpoint))
+        load_whole(model, model, weights)
         return model.eval()
 
     def _made(self, name: str, own: list[str]) -> dict[str, Tensor]:
@@ -248,7 +268,7 @@ class Run:
             length = float(name)
         except ValueError:
             raise ValueError(f"unknown average {name!r}; {nearest(name, [*own, 'raw'])}, or a length as 0.1") from None
-        lengths, files = self.config.lengths, stops(self.folder / "averages")
+        lengths, files = self.config.lengths, stops(self.place("averages"))
         if not lengths or not files:
             raise ValueError(
                 f"{self.folder} kept no averages of which one of length {name} could be made: train with "
@@ -314,14 +334,14 @@ class Run:
         """The labels that a person names: a class by its name or number, `held-out` for those of the held-out data."""
         if name is None:
             return None
+        names = self.space.labels
+        if name in names:
+            return torch.tensor([names.index(name)])
         if name == "held-out":
             if self.split.held_out.labels is None:
                 raise ValueError(f"{self.folder} was trained without labels: ask for none")
             return self.split.held_out.labels
-        names = self.space.labels
-        if name in names:
-            return torch.tensor([names.index(name)])
-        if not name.isdecimal():
+        if not name.isdecimal() or any(own.isdecimal() for own in names):  # where names are numbers, no place is meant
             raise ValueError(f"unknown label {name!r}; {nearest(name, [*names, 'held-out'])}")
         if not names:
             raise ValueError(f"{self.folder} was trained without labels: ask for none")
@@ -347,12 +367,15 @@ class Run:
 
         Args:
             n, batch: how many samples, and how many at once, which is also how many a shard holds.
-            out: a file, or a folder for shards; by default a folder of its own within the run's samples.
+            out: a file, or a folder for shards; by default, within the run's samples, one .csv of a table or of series
+                and a folder of its own of anything else.
             form: npz, png, csv or parquet, where the ending of `out` does not say it.
         """
         workers = Workers.here()
         sampler = self.sampler(**options)
-        sampler.denoiser.to(workers.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        sampler.denoiser.to(workers.device or Workers.best())
+        if out is None and form is None and self.space.kind in ("table", "series"):
+            form = "csv"  # whose shards are in codes
         place = target_of(self.folder, {**sampler.request, "n": n}, None if out is None else Path(out), form)
         return Job(sampler, n, *place, self.space, batch, workers)
 
@@ -370,7 +393,7 @@ class Run:
         judge, labels = judge_of(self.split), self.split.held_out.labels
         options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
         options["average"] = average
-        return judge, self.job(judge.n, labels=labels, batch=batch, **options)
+        return judge, self.job(judge.n, form="npz", labels=labels, batch=batch, **options)
 
     def evaluate(self, *, progress: bool | None = None, **options: Any) -> Evaluation:
         """Judge as many samples as are held out, with their labels, and write metrics.json; the options are those of
@@ -380,7 +403,7 @@ class Run:
         begin with the same, those are judged.
         """
         judge, job = self.judged(**options)
-        shards = existing(self.folder / "samples", job.request) or job.shards()
+        shards = existing(self.place("samples"), job.request) or job.shards()
         job.fill(shards, progress)
         x = torch.cat([x for x, _ in shards.read(judge.n)])
         asked = {key: job.request[key] for key in ("solver", "steps", "guidance", "seed")}
@@ -394,7 +417,7 @@ class Run:
             tick()
         if job.workers.main:
             with one_line(lambda: f"the samples are in {shards.folder} and stay"):
-                write_json(self.folder / "metrics.json", metrics)
+                write_json(self.place("metrics.json"), metrics)
         return Evaluation(metrics, x, judge, job.workers.main)
 
     def history(self) -> dict[str, Tensor]:
@@ -410,12 +433,12 @@ class Run:
 
     def timing(self) -> dict[str, Any] | None:
         """How long the training took since it was last begun, and what was forecast; None if that is not known."""
-        path = self.folder / "timing.json"
+        path = self.place("timing.json")
         return dict(read_json(path)) if path.exists() else None
 
     def metrics(self) -> dict[str, Any] | None:
         """What the last evaluation wrote, or None."""
-        path = self.folder / "metrics.json"
+        path = self.place("metrics.json")
         return dict(read_json(path)) if path.exists() else None
 
 

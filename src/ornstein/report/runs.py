@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ornstein._extras import require
 from ornstein.io import read_json
+from ornstein.report.judge import TITLES
 from ornstein.report.model import kind_of
 from ornstein.report.run import Run
 
@@ -109,7 +110,7 @@ def _figures(path: Path) -> str:
     if not path.exists():
         return ""
     figures = read_json(path)["figures"]
-    names = [name for name in FIGURES if name in figures] or list(figures)[:3]
+    names = [name for name in FIGURES if name in figures] or [name for name in TITLES if name in figures][:3]
     return ", ".join(f"{name.replace('_', ' ')} {float(figures[name]):.3g}" for name in names)
 
 

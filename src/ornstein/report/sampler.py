@@ -12,11 +12,15 @@ from torch import Tensor
 
 from ornstein.data import Space
 from ornstein.denoiser import BaseDenoiser
+from ornstein.io import inside
 from ornstein.random import derive
-from ornstein.report.formats import check_form, export, finished, form_of, parts_of
+from ornstein.report.formats import check_form, export, finished, form_of, note_of, parts_of
 from ornstein.report.shards import MANIFEST, Request, Rows, Shards, digest_of, read_manifest
 from ornstein.solvers import Samples, Table, sample
 from ornstein.training.workers import Workers
+
+MOST_AT_ONCE = 1_000_000
+"""Most samples made at once: each has a seed of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Sampler:
 
     def __call__(self, start: int, stop: int, progress: bool | None = None) -> Samples:
         """The samples start to stop, in the user's units, within their bounds."""
+        if stop - start > MOST_AT_ONCE:
+            raise ValueError(f"at most {MOST_AT_ONCE} samples are made at once: got {stop - start}; `job` makes more")
         labels, first = self.labels_of(start, stop), next(self.denoiser.parameters(), None)
         cond = self.complete(stop - start) | ({} if labels is None else {"label": labels})
         where = "cpu" if first is None else first.device
@@ -88,6 +94,8 @@ class Job:
             raise ValueError(f"n must be at least 1: got {self.n}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1: got {self.batch}")
+        if self.batch > MOST_AT_ONCE:
+            raise ValueError(f"batch is at most {MOST_AT_ONCE}, all samples that are made at once: got {self.batch}")
         check_form(self.form, self.space, self.n)
         if self.form == "shards" or not finished(self.target, self.form, self.request):
             self.shards()
@@ -135,14 +143,17 @@ def target_of(folder: Path, request: Request, out: Path | None, form: str | None
         / "samples"
         / ({"csv": f"{name}.csv", "parquet": f"{name}.parquet", "png": f"{name}-png"}.get(form or "", name))
     )
-    return place, form_of(place, None if form == "npz" else form)
+    kind = form_of(place, None if form == "npz" else form)
+    for path in (place, parts_of(place), note_of(place, kind)):
+        inside(folder, str(path.relative_to(folder)))
+    return place, kind
 
 
 def existing(folder: Path, request: Request) -> Shards | None:
     """Complete shards below `folder` of the same request, or of one for more samples, which begin with the same."""
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
         try:
-            kept = read_manifest(path.parent)
+            kept = read_manifest(inside(folder, path.parent.name))
         except (ValueError, OSError):
             continue
         more = kept["request"]

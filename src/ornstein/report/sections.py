@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from ornstein.report import html
@@ -28,7 +29,7 @@ def quality(metrics: Mapping[str, Any], sampler: str, says: str) -> str:
             [_row(who, found, names) for who, found in (("samples", figures), _named(baseline)) if found],
             _row("real data", references, names),
         ),
-        f"One set of {references['samples']:,} samples ({sampler}). {says}{accuracy}",
+        f"One set of {references['samples']:,} samples ({escape(sampler)}). {says}{accuracy}",
     )
 
 

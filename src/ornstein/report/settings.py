@@ -22,13 +22,13 @@ def settings(config: Config, sampler: Mapping[str, Any], timing: Mapping[str, An
     usual = dict(_flat(Config().model_dump(mode="json")))
     rows = []
     for name, value in _flat(config.model_dump(mode="json")):
-        shown = f"<code>{escape(_text(value))}</code>"
+        shown = html.Markup(f"<code>{escape(_text(value))}</code>")
         changed = name in usual and usual[name] != value
         default = _text(usual.get(name)) if changed else ""
-        rows.append([f"<b>{name}</b>" if changed else name, shown, f"{escape(default)}" if changed else ""])
+        rows.append([html.Markup(f"<b>{escape(name)}</b>") if changed else name, shown, default])
     return html.section(
         "Settings",
-        f"A network of {parameters:,} parameters. Samples: {in_words(sampler)}.",
+        f"A network of {parameters:,} parameters. Samples: {escape(in_words(sampler))}.",
         f'<p class="times">{_times(timing)}</p>',
         f"<p>Versions: {escape(', '.join(_versions()))}.</p>",
         "<details><summary>Every field of config.yaml; those in bold differ from their defaults</summary>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ FORMAT = "ornstein samples"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _ZERO = "0" * 64
+LEFTOVER = re.compile(r"\.manifest\.json\.[0-9a-f]{16}\.tmp")
+"""What a write of the first manifest leaves that was killed."""
 
 Request: TypeAlias = dict[str, Any]
 """All that samples depend on, with their number `n`: what two requests differ in is what makes other samples."""
@@ -64,7 +67,10 @@ class Shards:
             raise ValueError(f"a shard holds at least 1 sample: got {size}")
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file: samples in shards need a folder")
+        there = os.listdir(folder) if folder.exists() else []  # before the manifest: other processes may be writing
         if not (folder / MANIFEST).exists() and not (folder / MANIFEST).is_symlink():
+            if any(not LEFTOVER.fullmatch(name) for name in there):
+                raise ValueError(f"{folder} holds other files: give a new or empty folder as --out")
             return cls(folder, asked, size)
         kept = read_manifest(folder)
         refuse_another(asked, kept["request"], str(folder))

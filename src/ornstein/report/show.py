@@ -80,7 +80,9 @@ class Show:
             below = "".join(f'<div>{svg}<div class="soft">{what} {name}</div></div>' for name, svg in drawn)
             return f'<div class="strip">{below}</div>'
         if not isinstance(self.space, TableSpace):
-            return html.plates([[name, self(x, f"samples, {what} {name}")] for name, x in sets.items()], [what, ""])
+            return html.plates(
+                [[name, html.Markup(self(x, f"samples, {what} {name}"))] for name, x in sets.items()], [what, ""]
+            )
         frames = [self.space.to_user(x) for x in sets.values()]
         in_turn = [i + k * len(frames[0]) for i in range(len(frames[0])) for k in range(len(frames))]
         both = require("pandas", extra="data").concat(frames).iloc[in_turn]
@@ -121,22 +123,22 @@ def frame(rows: Any, first: str = "", names: tuple[str, ...] = ()) -> str:
     """A DataFrame as a table of the page, missing values as a dash; `names` of its rows come first."""
     kept = rows.iloc[:, :COLUMNS]
     left = rows.shape[1] - kept.shape[1]
-    head = [*([first] if names else []), *(escape(str(name)) for name in kept.columns)]
-    head += [f"and&nbsp;{left}&nbsp;more"] if left else []
+    head = [*([first] if names else []), *(str(name) for name in kept.columns)]
+    head += [f"and\N{NO-BREAK SPACE}{left}\N{NO-BREAK SPACE}more"] if left else []
     body = [
-        [*([escape(names[i])] if names else []), *(cell(value) for value in row), *([""] if left else [])]
+        [*([names[i]] if names else []), *(cell(value) for value in row), *([""] if left else [])]
         for i, row in enumerate(kept.itertuples(index=False))
     ]
     return html.table(head, body)
 
 
-def cell(value: Any) -> str:
-    """One value of a table as text; a dash where it is missing."""
+def cell(value: Any) -> html.Markup:
+    """One value of a table as markup; a dash where it is missing."""
     if not isinstance(value, str) and str(value) in ("None", "NaT", "<NA>", "nan"):
-        return '<span class="soft">–</span>'
+        return html.Markup('<span class="soft">–</span>')
     if isinstance(value, float):
-        return f"{value:.6g}"
-    return escape(str(value).removesuffix(" 00:00:00"))
+        return html.Markup(f"{value:.6g}")
+    return html.Markup(escape(str(value).removesuffix(" 00:00:00")))
 
 
 def class_name(space: Space, label: int) -> str:

@@ -67,14 +67,14 @@ def _classes(split: Split) -> str:
         return ""
     parts = [labels.bincount(minlength=split.labels) for labels in (split.train.labels, split.held_out.labels)]
     rows = [
-        [escape(class_name(split.space, k)), f"{int(parts[0][k]):,}", f"{int(parts[1][k]):,}"]
+        [class_name(split.space, k), f"{int(parts[0][k]):,}", f"{int(parts[1][k]):,}"]
         for k in range(min(split.labels, CLASSES))
     ]
     if split.labels > CLASSES:
         rest = [f"{int(part[CLASSES:].sum()):,}" for part in parts]
         rows.append([f"{split.labels - CLASSES} more classes", *rest])
     label = getattr(split.space, "label", None)
-    name = "class" if label is None else escape(str(label.name))
+    name = "class" if label is None else str(label.name)
     return html.table(
         [name, "training", "held out"], rows, ["all", f"{len(split.train):,}", f"{len(split.held_out):,}"]
     )
@@ -100,9 +100,11 @@ def _columns(split: Split, x: Tensor) -> Iterator[str]:
             low, middle, high = (cell(value) for value in ends.iloc[:, j])
             law = f"{low} to {high}, median {middle}"
         kind = {"number": "number", "category": "category", "time": "time"}[column.kind]
-        drawn = bars(histogram(x[:, j], column.kind == "category", *ends_of(x[:, j])), f"values of {column.name}")
-        said = escape(law) if column.kind == "category" else law
-        rows.append([escape(str(column.name)), kind, missing, said, drawn])
+        drawn = html.Markup(
+            bars(histogram(x[:, j], column.kind == "category", *ends_of(x[:, j])), f"values of {column.name}")
+        )
+        said = law if column.kind == "category" else html.Markup(law)
+        rows.append([str(column.name), kind, missing, said, drawn])
     yield html.words(["column", "kind", "missing", "values", ""], rows)
 
 
@@ -117,7 +119,7 @@ def _channels(split: Split, x: Tensor) -> Iterator[str]:
         gaps = float(x[:, c].isnan().double().mean())
         numbers = (held.min(), held.mean(), held.max(), held.std())
         swatch = f'<span style="color:{COLOURS[c % len(COLOURS)]}">&#9632;</span> '
-        rows.append([swatch + escape(str(name)), f"{gaps:.1%}", *(f"{float(v):.4g}" for v in numbers)])
+        rows.append([html.Markup(swatch + escape(str(name))), f"{gaps:.1%}", *(f"{float(v):.4g}" for v in numbers)])
     yield html.table(["channel", "missing", "least", "mean", "greatest", "standard deviation"], rows)
 
 

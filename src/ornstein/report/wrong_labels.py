@@ -36,7 +36,7 @@ def guide(
     assert labels is not None
     model = build(run.config, split.train.codec())
     spoilt = wrong(train_labels, share, derive(run.config.seed, "wrong labels"))
-    run.fit(model, train, {"label": spoilt}, run.folder / "wrong-labels.safetensors", progress)
+    run.fit(model, train, {"label": spoilt}, run.place("wrong-labels.safetensors"), progress)
     real = diversity(judge.real, labels)
     rows = []
     for scale in SCALES:

@@ -64,6 +64,7 @@ class Embedded(Solver):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite: got {getattr(self, name)}")
         unproven = isinstance(self.solver, UniPC) and (self.solver.order > 3 or self.solver.predicts != "x0")
+        unproven = unproven or (isinstance(self.solver, Heun) and self.solver != Heun())
         if unproven or not isinstance(self.solver, _JUDGED):
             measured = ", ".join(judged.__name__ for judged in _JUDGED)
             raise ValueError(f"Embedded is measured for {measured}, not for {self.solver!r}: take Doubled")

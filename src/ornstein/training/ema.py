@@ -15,7 +15,8 @@ from .workers import cut
 class EMA:
     """average <- average + (1 - d_k) (weights - average) at update k = 1, 2, ..., with d_k = min(decay, (1+k)/(10+k)).
 
-    The early d_k forget the random weights at the start. Buffers are not averaged: the averaged model has the model's.
+    The early d_k forget the random weights at the start. Buffers and what is not trained are not averaged: the averaged
+    model has the model's own.
 
     Args:
         model: its parameters are averaged, whatever their shape and device; the average starts as a copy of them.
@@ -33,7 +34,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1): got {decay}")
         self.decay, self.updates = decay, 0
-        named = dict(model.named_parameters())
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names, self._weights = list(named), list[Tensor](named.values())
         self._average = [p.detach().clone() for p in self._weights]
 
@@ -56,12 +57,14 @@ class EMA:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._weights, own)
+                for weight, kept in zip(self._weights, own, strict=True):
+                    weight.copy_(kept)
 
     @torch.no_grad()
     def copy(self) -> None:
         """Leave the averaged weights in the model."""
-        torch._foreach_copy_(self._weights, self._average)
+        for weight, average in zip(self._weights, self._average, strict=True):
+            weight.copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the names of the parameters."""
@@ -72,7 +75,8 @@ class EMA:
         """Go on from averages made by `updates` updates."""
         if set(state) != set(self._names):
             raise ValueError(f"averages of other parameters: {', '.join(sorted(set(state) ^ set(self._names)))}")
-        torch._foreach_copy_(self._average, [cut(state[name].to(a.dtype), a) for name, a in self.state_dict().items()])
+        for name, average in self.state_dict().items():
+            average.copy_(cut(state[name].to(average.dtype), average))
         self.updates = updates
 
 

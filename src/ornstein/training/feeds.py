@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -143,12 +143,12 @@ class TensorFeed(_Shuffled):
 class DatasetFeed(_Shuffled):
     """Batches of a map-style Dataset whose items are x or (x, cond)."""
 
-    def __init__(self, data: Dataset[Any], batch_size: int, seed: int) -> None:
+    def __init__(self, data: Dataset[Any], batch_size: int, seed: int, missing: bool = False) -> None:
         if isinstance(data, IterableDataset):
             raise ValueError("an IterableDataset has no order to shuffle: wrap it in a DataLoader")
         items: Any = data  # torch's Dataset declares no length
         super().__init__(len(items), batch_size, seed)
-        self.data = items
+        self.data, self.missing = items, missing
 
     def __call__(self, step: int, share: Share) -> Batch:
         items = []
@@ -156,7 +156,7 @@ class DatasetFeed(_Shuffled):
             # random augmentation is a function of the step too, and of the place in the whole batch
             torch.default_generator.manual_seed(derive(self.seed, "items", step, place))
             items.append(self.data[index])
-        return _finite(split(default_collate(items)), step)
+        return _finite(split(default_collate(items)), step, self.missing)
 
     def describe(self) -> str:
         return f"{type(self.data).__name__} of {self.n}"
@@ -170,8 +170,8 @@ class LoaderFeed(Feed):
     passes over the batches that were used. Each of several processes reads every batch, and takes its rows.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
-        self.loader, self.seed = loader, seed
+    def __init__(self, loader: DataLoader[Any], seed: int, missing: bool = False) -> None:
+        self.loader, self.seed, self.missing = loader, seed, missing
         self.position = (0, 0)  # epoch, batches used in it
         self._batches: Iterator[Any] | None = None
         self._read: tuple[int, Batch] | None = None
@@ -182,6 +182,17 @@ class LoaderFeed(Feed):
     def __call__(self, step: int, share: Share) -> Batch:
         x0, cond = self._batch(step)
         return tree_map(share, x0), tree_map(share, cond)
+
+    def check(self, pieces: int) -> None:
+        size, data = self.loader.batch_size, cast(Any, self.loader.dataset)
+        if size is None:
+            return
+        last = len(data) % size if hasattr(data, "__len__") and not self.loader.drop_last else 0
+        if size % pieces or last % pieces:
+            raise ValueError(
+                f"the DataLoader's batches of {size}{f', the last of {last},' if last else ''} do not divide into "
+                f"{pieces} shares, one for each process and each pass of accumulation: choose batch_size and drop_last"
+            )
 
     def rewind(self, position: Sequence[int]) -> None:
         self.position, self._batches, self._read = (position[0], position[1]), None, None
@@ -208,7 +219,7 @@ class LoaderFeed(Feed):
                 self.position, self._batches = (epoch + 1, 0), None
                 continue
             self.position = (epoch, used + 1)
-            return _finite(split(batch), step)
+            return _finite(split(batch), step, self.missing)
 
     def _open(self, epoch: int, used: int) -> Iterator[Any]:
         seed = derive(self.seed, "order", epoch)
@@ -237,9 +248,9 @@ def split(batch: Any) -> Batch:
     return batch, None
 
 
-def _finite(batch: Batch, step: int) -> Batch:
+def _finite(batch: Batch, step: int, missing: bool) -> Batch:
     """The batch, if its samples on the host are finite: caught here, they have not touched the weights yet."""
-    for x in parts(batch[0]):
+    for x in () if missing else parts(batch[0]):
         if isinstance(x, Tensor) and x.device.type == "cpu" and x.is_floating_point() and not bool(x.isfinite().all()):
             raise ValueError(
                 f"the batch of step {step + 1} holds NaN or infinity: remove such samples from the data set"
@@ -254,7 +265,7 @@ def feed_of(data: Any, cond: Cond, batch_size: int, seed: int, missing: bool = F
     if cond is not None:
         raise ValueError("cond= goes with a tensor of data: the items of a Dataset or DataLoader are (x, cond)")
     if isinstance(data, DataLoader):
-        return LoaderFeed(data, seed)
+        return LoaderFeed(data, seed, missing)
     if isinstance(data, Dataset):
-        return DatasetFeed(data, batch_size, seed)
+        return DatasetFeed(data, batch_size, seed, missing)
     raise ValueError(f"data is a tensor, a Dataset or a DataLoader: got {type(data).__name__}")

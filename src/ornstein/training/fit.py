@@ -36,9 +36,9 @@ from .power_ema import PowerEMA
 from .precision import Arithmetic, Precision
 from .recompute import recomputed
 from .run import Training
-from .schedule import Schedule, factor_of
+from .schedule import Schedule, factor_of, rise_of
 from .times import Remembering
-from .workers import Sharding, Workers, cut_state, whole
+from .workers import Sharding, Workers, cut_state, load_whole, whole
 
 _BLOCK = 50  # steps whose losses stay on the device before they are looked at, so that no step waits for it
 
@@ -95,8 +95,8 @@ def fit(
     bit on one device. A completed one returns at once.
 
     Started by `torchrun` or `accelerate launch` on several processes, each takes its rows of every batch, and the
-    losses are those of one process to rounding (dropout aside, whose numbers each process draws for its rows). A
-    checkpoint may be resumed on another number of processes.
+    losses are those of one process to rounding (dropout aside, whose numbers each process draws for its rows, and batch
+    norms, which see their rows alone). A checkpoint may be resumed on another number of processes.
 
     Args:
         model: a denoiser; its averaged weights are left in it, in evaluation mode.
@@ -170,9 +170,10 @@ def fit(
     maker = optimizer or _adamw(lr)
     optim = maker(parameters)
     rates: list[float] = [group["lr"] for group in optim.param_groups]
-    factor = factor_of(schedule, steps, warmup)
+    rise = rise_of(steps, warmup)
+    factor = factor_of(schedule, steps, rise)
     averages = averages_of(held, ema)
-    training = Training(held, averages, lambda k: rates[0] * factor(k), steps, workers)
+    training = Training(held, averages, lambda k: rates[0] * factor(k), steps, workers, model)
     path = None if checkpoint is None else Path(checkpoint)
     run = {
         "process": _name(model.process),
@@ -181,7 +182,8 @@ def fit(
         "data": "" if path is None else feed.describe(),
         "objective": _name(objective),
         "optimizer": _hyperparameters(optim, rates),
-        "steps and schedule": f"{_name(schedule)} over {steps}, warm-up {warmup}" if schedule != "constant" else "any",
+        "steps and schedule": _name(schedule) + ("" if schedule == "constant" else f" over {steps}"),
+        "warmup": str(warmup),
         "batch_size": str(batch_size),
         "seed": str(seed),
         "drop": str(dict(drop or {})),
@@ -200,7 +202,7 @@ def fit(
         tensors["history"] = training.seen
         state = pack(optim.state_dict(), tensors, "optimizer")
         metadata = {"run": run, "step": training.step, "optimizer": state, "position": list(feed.position)}
-        metadata["scale"] = arithmetic.state()
+        metadata |= {"scale": arithmetic.state(), "rise": rise}
         tensors = whole(tensors)
         if workers.main:
             try:
@@ -212,9 +214,14 @@ def fit(
         workers.wait()
 
     def resume() -> None:
+        nonlocal rise, factor
         tensors, metadata = load_tensors(str(path), kind="checkpoint")
         try:
             check_same(run, metadata["run"], str(path))
+            if metadata["step"] > steps:
+                raise _Beyond(f"{path} holds {metadata['step']} steps of this run: ask for that many, or more")
+            rise = int(metadata["rise"])  # that of the first steps, where a constant schedule is prolonged
+            factor = factor_of(schedule, steps, rise)
             load_into(held, _under("model/", tensors), str(path))
             for key, average in averages.items():
                 average.load_state_dict(_under(f"{key}/", tensors), metadata["step"])
@@ -226,7 +233,7 @@ def fit(
             if metadata["step"] != training.step:
                 raise ValueError(f"step {metadata['step']} and a history of {training.step} steps")
             feed.position = tuple(metadata["position"])
-        except CheckpointError:
+        except (CheckpointError, _Beyond):
             raise
         except Exception as error:  # a file with a good checksum that says nonsense meets any error
             raise CheckpointError(
@@ -259,19 +266,17 @@ def fit(
         if path is not None and path.exists():
             resume()
         start = training.step
-        if start > steps:
-            raise ValueError(f"{path} holds {start} steps of this run: ask for steps={start} or more")
-        if start > 0:
-            for callback in callbacks:
-                callback(start, training)
         held.train()
         if foresee is not None and start < steps:
             position, seen = feed.position, law.state_dict() if isinstance(law, Remembering) else {}
+            buffers = [(buffer, buffer.clone()) for buffer in held.buffers()]
             coming = forecast(
                 lambda: loss_at(start, mine[0]),
                 parameters, maker, steps=steps - start, passes=accumulate, averages=len(averages),
             )  # fmt: skip
             feed.rewind(position)
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
             if isinstance(law, Remembering):
                 law.load_state_dict(seen)
             foresee(coming)
@@ -281,6 +286,10 @@ def fit(
                     "accumulate=, recompute=True or sharding='shard'",
                     stacklevel=2,
                 )
+        if start > 0:
+            for callback in callbacks:
+                callback(start, training)
+                held.train()
         with bar(steps - start, "fit", progress if workers.main else False) as advance:
             for step in range(start, steps):
                 optim.zero_grad(set_to_none=True)
@@ -309,11 +318,13 @@ def fit(
     optim.zero_grad(set_to_none=True)
     raw = {name: tensor.detach().clone() for name, tensor in whole(held.state_dict()).items()}
     weights = {key: whole(average.state_dict()) for key, average in averages.items()}
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(next((w[name] for w in weights.values() if name in w), raw[name]))
+    load_whole(model, held, next(iter(weights.values()), None))
     model.eval()
     return Fit(training.history, raw, steps, seed, weights)
+
+
+class _Beyond(ValueError):
+    """A checkpoint of more steps than are asked for."""
 
 
 def _adamw(lr: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:

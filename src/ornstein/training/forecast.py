@@ -40,8 +40,8 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether what is not there yet (the weights are) has room."""
-        return self.free is None or self.bytes - self.weights <= self.free
+        """Whether what is not there yet (weights and averages are) has room."""
+        return self.free is None or self.gradients + self.optimizer + self.activations <= self.free
 
     def __str__(self) -> str:
         names = ("weights", "gradients", "optimizer", "averages", "activations")
@@ -63,24 +63,27 @@ def forecast(
     `maker` makes the optimizer, `averages` counts the averages of the weights. Gradients are given back as they were.
     """
     device, count = parameters[0].device, sum(p.numel() for p in parameters)
-    kept = [p.grad for p in parameters]
+    free, kept = free_memory(device), [p.grad for p in parameters]
     saved = _Counted(parameters)
     with saved:
         value = loss()
     torch.autograd.backward([value])
     seconds = passes * _time(lambda: torch.autograd.backward([loss()]), device)
-    weights = sum(p.nbytes for p in parameters)
+    for p, grad in zip(parameters, kept, strict=True):
+        p.grad = grad
+    weights = sum(_local(p).nbytes for p in parameters)
     sample = parameters if count <= _MOST else [min(parameters, key=lambda p: p.numel())]
     copies = [nn.Parameter(p.detach().clone()) for p in sample]
     for copy, p in zip(copies, sample, strict=True):
         copy.grad = torch.zeros_like(p)
     optimizer = maker(copies)
-    optimizer.step()
-    update = _time(optimizer.step, device)
-    state = sum(x.nbytes for s in optimizer.state.values() for x in s.values() if isinstance(x, Tensor))
-    share = weights / sum(p.nbytes for p in copies)
-    for p, grad in zip(parameters, kept, strict=True):
-        p.grad = grad
+    given, own = [p for group in optimizer.param_groups for p in group["params"]], {id(p) for p in copies}
+    update, state = 0.0, 2 * weights  # where `maker` takes the model's own parameters no trial is made: as for Adam
+    if all(id(p) in own for p in given):
+        optimizer.step()
+        update = _time(optimizer.step, device)
+        state = sum(_local(x).nbytes for s in optimizer.state.values() for x in s.values() if isinstance(x, Tensor))
+    share = weights / sum(_local(p).nbytes for p in copies)
     return Forecast(
         seconds=steps * (seconds + share * update),
         weights=weights,
@@ -88,7 +91,7 @@ def forecast(
         optimizer=round(share * state),
         averages=averages * weights,
         activations=saved.bytes,
-        free=free_memory(device),
+        free=free,
     )
 
 
@@ -119,9 +122,13 @@ class _Counted(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
+def _local(tensor: Tensor) -> Any:
+    """This process's part of a sharded tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def _storage(tensor: Tensor) -> int:
-    local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this process's part of a sharded one
-    return int(local.untyped_storage()._cdata)  # not its address, which tensors without memory share
+    return int(_local(tensor).untyped_storage()._cdata)  # not its address, which tensors without memory share
 
 
 def _time(work: Callable[[], object], device: torch.device, tries: int = 3) -> float:

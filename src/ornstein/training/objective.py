@@ -38,7 +38,7 @@ class Objective:
         penalty: what the errors sqrt(w) (P - target) of a sample, (batch, *event), cost it, (batch,); by default the
             mean of their squares. Another penalty has another minimiser.
         observed: the name of a condition like x0, 1 where an entry was observed and 0 where not: errors at the others
-            count nothing, and the mean is over those observed. The model sees the condition too.
+            count nothing, and the mean of squares is over those observed. The model sees the condition too.
 
     For a process with components the losses of the components are added. d is the number of entries of an event.
     A subclass changes one of the pieces: `times`, `draw` or `compare`.
@@ -101,6 +101,8 @@ class Objective:
         pairs = [(process, drawn.level)]
         if isinstance(x0, tuple):
             pairs = list(zip(process.processes, drawn.level.components, strict=True))
+        if self.observed is not None and self.penalty is not None:
+            raise ValueError(f"observed={self.observed!r} takes the mean of squares over what was seen: no penalty")
         seen = None if self.observed is None else parts(cast(Any, cond)[self.observed])
         weigh = self.weighting or default_weighting(model)
         costs = []
@@ -111,11 +113,10 @@ class Objective:
         return sum(costs[1:], costs[0])
 
     def _cost(self, error: Tensor, seen: Tensor | None) -> Tensor:
-        penalty = self.penalty or mean_square
         if seen is None:
-            return penalty(error)
-        known = seen.flatten(1).mean(1)  # the share of entries observed: what the penalty's own mean is divided by
-        return penalty(error * seen) / known.clamp_min(1 / seen[0].numel())
+            return (self.penalty or mean_square)(error)
+        known = seen.flatten(1).mean(1)  # the share of entries observed
+        return mean_square(error * seen) / known.clamp_min(1 / seen[0].numel())
 
 
 def mean_square(error: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..errors import NonFiniteError
+
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+_LEAST = 2.0**-14  # the scale at which a finite gradient of fp32 no longer overflows
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,6 +52,10 @@ class Arithmetic:
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
+            if self.scaler.get_scale() < _LEAST:
+                raise NonFiniteError(
+                    "the gradient overflows in fp16 at any scale: the training stops. Use bf16 or fp32, or lower lr"
+                )
             norm = norm.nan_to_num(0.0, posinf=0.0)
         return norm
 

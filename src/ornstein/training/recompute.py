@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks that a network repeats: the members of every ModuleList that hold no ModuleList themselves."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    members = [member for each in lists for member in each]
+    members = dict.fromkeys(member for each in lists for member in each)  # one that is repeated counts once
     return [m for m in members if not any(isinstance(inner, nn.ModuleList) for inner in m.modules())]
 
 
@@ -28,10 +28,13 @@ def recomputed(model: nn.Module, on: bool = True) -> Iterator[None]:
     kind = type(getattr(model, "net", model)).__name__
     if on and not blocks:
         raise ValueError(f"recompute=True needs a network with blocks in an nn.ModuleList: this {kind} has none")
+    own = [vars(block).get("forward") for block in blocks]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..denoiser import BaseDenoiser
 from ..errors import DivergenceWarning, NonFiniteError
 from .ema import EMA
-from .workers import Workers
+from .workers import Workers, load_whole
 
 _WINDOW, _STRETCH = 20, 100  # steps whose median loss is compared, and steps that it is compared with
 _RISE = 4.0
@@ -31,11 +31,13 @@ class Training:
         rate: Callable[[int], float],
         steps: int,
         workers: Workers | None = None,
+        lent: BaseDenoiser | None = None,
     ) -> None:
+        self._lent = model if lent is None else lent  # what callbacks are lent, which is not sharded
         self.model, self.averages, self.steps, self.step = model, averages, steps, 0
         self.workers = workers or Workers()
         self.main = self.workers.main
-        self._warned, self._compared, self._least = False, 0, math.inf
+        self._warned, self._compared, self._least, self._spread = False, 0, math.inf, 0.0
         self._rate = rate
         self._seen = torch.empty(0, 2)  # loss and gradient norm of each step, on the host
         self._new: list[Tensor] = []
@@ -46,10 +48,14 @@ class Training:
 
         `name` chooses among several averages; by default the first.
         """
+        name = next(iter(self.averages), None) if name is None else name
+        if self._lent is not self.model:
+            load_whole(self._lent, self.model, None if name is None else self.averages[name].state_dict())
+            yield self._lent.to(self.workers.device).eval()
+            return
         training = self.model.training
         self.model.eval()
         try:
-            name = next(iter(self.averages), None) if name is None else name
             with contextlib.nullcontext() if name is None else self.averages[name].swap():
                 yield self.model
         finally:
@@ -91,9 +97,12 @@ class Training:
         recent = len(self._seen) - 2 * _WINDOW
         while self._compared + _STRETCH <= recent:
             stretch = self._seen[self._compared : self._compared + _STRETCH, 0]
-            self._least = min(self._least, float(stretch.median()))
+            median = float(stretch.median())
+            if median < self._least:
+                self._least, self._spread = median, float((stretch - median).abs().median())
             self._compared += _STRETCH
-        bound = _RISE * self._least
+        # four times the least; a loss that may be negative or nothing is measured by how it scatters
+        bound = self._least + (_RISE - 1) * max(abs(self._least), self._spread)
         if self._warned or recent < _STRETCH:
             return
         now = self._seen[recent:, 0].reshape(2, _WINDOW).median(1).values

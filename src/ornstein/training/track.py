@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
-from ..io import read_json, write_json
+from ..io import inside, read_json, write_json
 from .run import Training
 
 
@@ -46,7 +46,7 @@ class Track:
         history = training.history
         if not training.main:
             return
-        mark = self.folder / "tracked.json"
+        mark = inside(self.folder, "tracked.json")
         sent = read_json(mark)["step"] if mark.exists() else 0
         for tracker in self._trackers():
             for k in range(sent, step):

@@ -48,6 +48,11 @@ class Workers:
         state = require("accelerate", extra="train").PartialState(cpu=on_host)
         return cls(state.num_processes, state.process_index, state.device, sharding)
 
+    @staticmethod
+    def best() -> torch.device:
+        """The device on which one process works best."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes."""
@@ -128,6 +133,17 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Sharded tensors gathered, on every process; the others as they are."""
     pieces: Mapping[str, Any] = tensors
     return {name: piece.full_tensor() if _sharded(piece) else piece for name, piece in pieces.items()}
+
+
+@torch.no_grad()
+def load_whole(model: nn.Module, held: nn.Module, average: Mapping[str, Tensor] | None) -> None:
+    """Give a model the weights and buffers of another of its make, which may be sharded, and the average over them."""
+    own, given = model.state_dict(), whole(held.state_dict())
+    for name, tensor in own.items():
+        tensor.copy_(given[name])
+    parameters = dict(model.named_parameters())  # each once: a weight of two names has its average under the first
+    for name, tensor in whole(average or {}).items():
+        parameters[name].copy_(tensor)
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
