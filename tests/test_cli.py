@@ -187,7 +187,7 @@ def test_train_sample_evaluate(small: Path, tmp_path: Path, capsys: pytest.Captu
     assert run([*asked, "--out", str(tmp_path / "again.npz")]) == 0
     assert (np.load(tmp_path / "again.npz")["x"] == arrays["x"]).all()
     for word, arguments in (
-        ("there are 0 to 1", ["--label", "2"]),
+        ("unknown label '2'; choose from 0, 1, held-out", ["--label", "2"]),
         ("a picture needs images", ["--out", str(tmp_path / "no.png")]),
         ("at least 1", ["-n", "0"]),
         ("steps=0", ["--steps", "0"]),

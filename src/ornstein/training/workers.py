@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..denoiser import BaseDenoiser
+from ..errors import CheckpointError
 from .recompute import blocks_of
 
 Sharding: TypeAlias = Literal["replicate", "shard"]
@@ -143,6 +144,8 @@ def load_whole(model: nn.Module, held: nn.Module, average: Mapping[str, Tensor] 
         tensor.copy_(given[name])
     parameters = dict(model.named_parameters())  # each once: a weight of two names has its average under the first
     for name, tensor in whole(average or {}).items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise CheckpointError(f"an average of {name!r}, {tuple(tensor.shape)}, is of another model: build the same")
         parameters[name].copy_(tensor)
 
 
