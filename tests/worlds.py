@@ -2,8 +2,10 @@
 
 import math
 import re
+from typing import Any
 
 import torch
+from torch import nn
 
 import ornstein as orn
 
@@ -21,6 +23,15 @@ def ring(std: float = 0.15) -> orn.exact.GaussianMixture:
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def shaken(net: nn.Module) -> Any:
+    """The network with weights of size 0.3, so that it answers something everywhere."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=g))
+    return net
 
 
 def at(process: orn.GaussianProcess, level: orn.Level, world: orn.exact.GaussianMixture, n: int, seed: int = 0):

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 
 import ornstein as orn
 from ornstein.interop import export_sampler
+from worlds import shaken
 
 TABLE = torch.linspace(0.999, 0.01, 50)
-
-
-def shaken(net: nn.Module) -> Any:
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=g))
-    return net
 
 
 def mlp(**options: Any) -> Any:

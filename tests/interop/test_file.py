@@ -19,6 +19,7 @@ from ornstein.cli.app import run as cli
 from ornstein.data import SeriesCodec, TableCodec
 from ornstein.interop import read_card, save
 from ornstein.io import load_tensors, save_tensors
+from worlds import shaken
 
 TABLE = torch.linspace(0.999, 0.01, 50)
 PROCESSES = [
@@ -33,15 +34,6 @@ PROCESSES = [
     orn.processes.ConditionalOT(0.01),
 ]
 IMAGE = (2, 8, 8)
-
-
-def shaken(net: nn.Module) -> Any:
-    """The network with weights of size 0.3, so that it answers something everywhere."""
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=g))
-    return net
 
 
 def mlp(**options: Any) -> Any:

@@ -13,19 +13,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, RepoUrl
-from torch import nn
 
 import ornstein as orn
 from ornstein.data import SeriesSpace
 from ornstein.interop import from_hub, model_card, push_to_hub, read_card, save_folder
-
-
-def shaken(net: nn.Module) -> Any:
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=g))
-    return net
+from worlds import shaken
 
 
 def labelled() -> orn.Denoiser:

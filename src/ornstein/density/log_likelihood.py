@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .._types import Cond
-from ..denoiser import BaseDenoiser, Scaling
+from ..denoiser import BaseDenoiser
 from ..numerics.dop853 import dop853
-from ..processes import GaussianProcess, Level, check_shift
+from ..processes import Level, check_shift
 from ..random import Noise, Seed, as_noise
 from ..solvers.sample import evaluation
+from .units import units_of
 
 _CHUNK = 64  # products with the Jacobian that are computed at once
 
@@ -82,12 +83,7 @@ def log_likelihood(
     Source: Chen et al. 2018 (1806.07366), equation 8; Grathwohl et al. 2018 (1810.01367) for the probes; Song et al.
     2020 (2011.13456), appendix D.2.
     """
-    process = model.process
-    if not isinstance(process, GaussianProcess):
-        raise ValueError(f"a likelihood is of a process of one component: got {process!r}")
-    scaling = model.scaling
-    if scaling is not None and not isinstance(scaling, Scaling):
-        raise ValueError(f"{type(scaling).__name__} has no Jacobian: take the likelihood of its states, without it")
+    process, scaling = units_of(model, "likelihood")
     if probes is not None and probes < 1:
         raise ValueError(f"probes={probes}: at least one, or None for the exact trace")
     start = process.finest if start is None else start

@@ -11,10 +11,11 @@ from torch import Tensor
 from .._types import Cond
 from ..denoiser import BaseDenoiser, Scaling
 from ..prediction import Prediction, heads_of
-from ..processes import GaussianProcess, Level, ancestral, broadcast
+from ..processes import Level, ancestral, broadcast
 from ..random import Noise, Seed, as_noise
 from ..solvers.grids import Grid, Uniform
 from ..solvers.sample import evaluation
+from .units import units_of
 
 VARIANCES = ("posterior", "forward", "learned")
 
@@ -111,12 +112,7 @@ def variational_bound(
 
     Source: Ho, Jain, Abbeel 2020 (2006.11239), equation 5; Nichol, Dhariwal 2021 (2102.09672), equations 4 to 7.
     """
-    process = model.process
-    if not isinstance(process, GaussianProcess):
-        raise ValueError(f"a bound is of a process of one component: got {process!r}")
-    scaling = model.scaling
-    if scaling is not None and not isinstance(scaling, Scaling):
-        raise ValueError(f"{type(scaling).__name__} has no Jacobian: take the bound of its states, without it")
+    process, scaling = units_of(model, "bound")
     if isinstance(grid, Level):
         if steps is not None:
             raise ValueError("these levels know their number of steps: give a grid, or no steps")

@@ -102,8 +102,8 @@ def _mark(digest: str) -> bytes:
     return f'"sha256":"{digest}"'.encode(errors="replace")
 
 
-def _header(name: str, blob: bytes) -> tuple[int, dict[str, str]]:
-    """(where the tensors' bytes begin, the text metadata) of a safetensors file."""
+def _header(name: str, blob: bytes) -> tuple[int, dict[str, Any]]:
+    """(where the tensors' bytes begin, the metadata, of whatever type a stranger gave them) of a safetensors file."""
     data = 8 + int.from_bytes(blob[:8], "little")
     if (data - 8 > _HEADER_LIMIT and len(blob) >= 8) or blob[8:9] not in (b"", b"{"):
         raise CheckpointError(f"{name} is not a safetensors file")

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._types import Cond, State
 from ..denoiser import BaseDenoiser, Scaling
 from ..processes import Draw, GaussianProcess, Level, broadcast
-from ..random import Noise, Share, derive, fresh_seed
+from ..random import Noise, Share, derive
 from .objective import Objective
 from .times import TimeLaw
 
@@ -61,21 +61,10 @@ class Ambient(Objective):
         if self.penalty is not None:
             raise ValueError("ambient training is right for the mean of squares only: leave penalty out")
 
-    def losses(
-        self,
-        model: BaseDenoiser,
-        x0: State,
-        cond: Cond = None,
-        *,
-        seed: int | None = None,
-        share: Share | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As those of `Objective`, at times above each sample's own level."""
-        seed = fresh_seed() if seed is None else seed
-        share = share or Share(0, len(x0), len(x0))
-        t = above(self.time, self.times(model, seed, share), _std(model, x0, cond, self.level), _process(model))
-        drawn, cond = self.draw(model, x0, t, cond, seed, share)
-        return self.compare(model, model(drawn.x, drawn.level, cond), drawn, cond), t
+    def times(self, model: BaseDenoiser, x0: State, cond: Cond, seed: int, share: Share) -> Tensor:
+        """Times above each sample's own level."""
+        t = super().times(model, x0, cond, seed, share)
+        return above(self.time, t, _std(model, x0, cond, self.level), _process(model))
 
     def draw(self, model: BaseDenoiser, x0: State, t: Tensor, cond: Cond, seed: int, share: Share) -> tuple[Any, Cond]:
         process, y = _process(model), x0

@@ -59,7 +59,7 @@ class VLB(Objective):
         chain = self._chain(model)
         if self.values is not None and not torch.is_grad_enabled():  # as `fit` asks before it starts: no step waits
             self.values.check(x0 if model.scaling is None else model.scaling.decode(x0))
-        u = self.times(model, seed, share)
+        u = self.times(model, x0, cond, seed, share)
         # the law is on (0, 1), the chain on (0, start)
         rising, start = chain.t.flip(0), chain.t[0]
         k = torch.searchsorted(rising, u * start).clamp(1, self.steps)

@@ -77,11 +77,11 @@ class Objective:
         seed = fresh_seed() if seed is None else seed
         batch = parts(x0)[0].shape[0]
         share = share or Share(0, batch, batch)
-        t = self.times(model, seed, share)
+        t = self.times(model, x0, cond, seed, share)
         drawn, cond = self.draw(model, x0, t, cond, seed, share)
         return self.compare(model, model(drawn.x, drawn.level, cond), drawn, cond), t
 
-    def times(self, model: BaseDenoiser, seed: int, share: Share) -> Tensor:
+    def times(self, model: BaseDenoiser, x0: State, cond: Cond, seed: int, share: Share) -> Tensor:
         """The times of the share's samples, (batch,) float64 on the host."""
         return share(self.time.draw(share.total, model.process, generator(derive(seed, "time"))))
 

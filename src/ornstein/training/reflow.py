@@ -154,7 +154,7 @@ def invert_pairs(
         out = _follow(model, start, given, solver, level, None).x
         out = out if model.scaling is None else model.scaling.encode(out)
         shift = process.shift(end.t, given)
-        return x0, (out if shift is None else out - shift) / torch.hypot(end.alpha, end.sigma)
+        return x0, (out if shift is None else out - shift) / end.sigma
 
     return _pairs(one, len(data), cond, batch_size)
 
