@@ -3,13 +3,16 @@
 import inspect
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import conformance
 import ornstein as orn
+from ornstein.cli import app as cli
 
 ROOT = Path(__file__).parent.parent
 QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
@@ -26,6 +29,7 @@ QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
         "docs/choosing-a-solver.md",
         "docs/referee.md",
         "docs/training.md",
+        "docs/reference.md",
     ],
 )
 def test_documents_run_as_printed(name, capsys):
@@ -68,6 +72,41 @@ def test_the_commands_that_are_spelled_out_are_those_of_make():
         assert part in makefile
 
 
+def commands(text):
+    """The commands of this library that a document prints, as their words."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    for line in "".join(block for language, block in blocks if language in ("", "sh")).splitlines():
+        found = re.match(r"(?:\$ )?(?:(?:torchrun|accelerate) .*-m |[\w./]*bin/)?ornstein (.*)", line)
+        if found:
+            words = shlex.split(found[1].partition(" && ")[0].partition(" > ")[0], comments=True)
+            if words:
+                yield words
+
+
+def test_printed_commands_are_understood(capsys):
+    """Every command of the documents has the options, and every training the fields, that there are."""
+    known, seen = typer.main.get_command(cli.app).commands, set()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for name, *words in commands(path.read_text()):
+            seen.add(name)
+            if "--help" not in words:
+                known[name].make_context(name, list(words))
+            if name == "train" and "--help" not in words:
+                if "--config" in words:  # a file of the reader's
+                    first = words.index("--config")
+                    del words[first : first + 2]
+                assert cli.run([name, *words, "--show"]) == 0, (path.name, words, capsys.readouterr().err)
+    assert seen == set(known)
+
+
+def test_every_name_of_these_rooms_is_in_the_reference():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    told = set(re.findall(r"`\.?(\w+)", text))
+    for room in (orn.training, orn.data, orn.density):
+        names = getattr(room, "__all__", [n for n, v in vars(room).items() if n[0] != "_" and not inspect.ismodule(v)])
+        assert set(names) - {"annotations"} <= told, room.__name__
+
+
 # The orders that the classes are named for, where the option `order` is not the order itself
 NAMED = {
     "UniPC": lambda s: s.order + s.corrector,
@@ -88,7 +127,8 @@ def test_the_conformance_table_is_of_the_solvers_that_there_are():
         for name in orn.solvers.__all__
         if inspect.isclass(value := getattr(orn.solvers, name)) and issubclass(value, orn.Solver)
     }
-    assert {row["class"] for row in data} == exported - {"Solver"}
+    of_phase_space = {"ReducedSymplecticEuler", "Splitting"}  # proven in tests/test_phase_space.py
+    assert {row["class"] for row in data} == exported - {"Solver"} - of_phase_space
     assert [(row["solver"], row["claimed"]) for row in data] == [
         (conformance.label(claim.solver), claim.order) for claim in conformance.CLAIMS
     ]
@@ -98,6 +138,7 @@ def test_the_conformance_table_is_of_the_solvers_that_there_are():
             assert claim.order == NAMED.get(name, lambda s: s.order)(claim.solver), claim
     text = (ROOT / "docs" / "solvers.md").read_text()
     assert conformance.page(data) in text
+    assert all(name in text for name in of_phase_space)
     assert str(ROOT) not in text
 
 

@@ -58,10 +58,12 @@ def test_the_default_dtype_of_torch_changes_no_number(seed: int | list[int]) -> 
         torch.set_default_dtype(torch.float32)
 
 
-def test_per_sample_streams_are_blocks_of_eight_in_order() -> None:
-    """The definition of the stream: changed, it would change every published run."""
+@pytest.mark.parametrize("block", [8, 3])
+def test_a_per_sample_stream_is_one_sequence_in_order(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The definition of the stream: changed, it would change every published run. How much is drawn at once is not."""
+    monkeypatch.setattr("ornstein.random._BLOCK", block)
     noise, alone = Noise([5], batch=1), np.random.Generator(np.random.Philox(key=derive(5, 2)))
-    wanted = torch.cat([torch.from_numpy(alone.standard_normal((8, 2), dtype=np.float32)) for _ in range(2)])
+    wanted = torch.from_numpy(alone.standard_normal((16, 2), dtype=np.float32))
     assert torch.equal(torch.cat([noise.normal((1, 2)) for _ in range(16)]), wanted)
 
 

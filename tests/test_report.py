@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -31,7 +32,7 @@ from ornstein.report.run import Evaluation, Run
 from ornstein.report.sampler import Sampler
 from ornstein.report.sections import quality
 from ornstein.report.settings import in_words, settings
-from ornstein.report.show import show_of
+from ornstein.report.show import frame, show_of
 from ornstein.report.the_data import histogram, the_data
 from ornstein.training import Training
 
@@ -469,6 +470,29 @@ def test_no_markup_comes_from_metrics_json() -> None:
         assert "<script" not in text
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<td><b>ours</b></td>" in pages[2]
+
+
+def test_rows_of_a_table_are_read_at_a_glance() -> None:
+    """A column's numbers have one count of decimals, missing ones a dash; what belongs together ends with a line; long
+    names may break; no name or value is markup."""
+    values = pd.DataFrame({"body_mass": [1.5, 2.0, None, 0.25], "n": [1, 2, 3, 4], "<i>": ["a<b", "c", "d", "e"]})
+    text = frame(values, "step", ("1", "2", "1", "2"), group=2)
+    for shown in (
+        "<td>1.50</td>",
+        "<td>2.00</td>",
+        "<td>0.25</td>",
+        "<td>3</td>",
+        ">–<",
+        "a&lt;b",
+        "&lt;i&gt;",
+        "body_<wbr>mass",
+    ):
+        assert shown in text
+    rows = text.split("<tr")
+    assert [row.startswith(' class="last"') for row in rows[1:]] == [False, False, True, False, True]
+    assert "last" not in frame(values)
+    tiny = frame(pd.DataFrame({"p": [1.5e-9, 2.0]}))
+    assert "<td>1.5e-09</td>" in tiny  # not 0.00
 
 
 def test_constant_data_have_no_ratio(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def many(trained: Path, tmp_path: Path) -> Path:
     for name in ("begun", "judged", "torn", "foreign", "config", "metrics", "empty"):
         shutil.copytree(trained / "good", folder / name)
     (folder / "begun" / "checkpoint.safetensors").unlink()
-    figures = {"frechet_ratio": 1.234, "nearest_ratio": 1.0, "other": 5.0}
+    figures = {"frechet_ratio": 1.234, "c2st_accuracy": 0.5, "nearest_ratio": 1.0, "other": 5.0}
     (folder / "judged" / "metrics.json").write_text(json.dumps({"figures": figures}))
     checkpoint = folder / "torn" / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
@@ -56,7 +56,7 @@ def test_every_run_has_a_line(many: Path) -> None:
         "good", "points.npy", "mlp", "flow", "5/5", f"{float(history['loss'][-1]):.4g}", "", good.size, good.changed
     )
     assert found["begun"].steps == "0/5"
-    assert found["judged"].figures == "frechet ratio 1.23, nearest ratio 1"
+    assert found["judged"].figures == "Fréchet ratio 1.23, two-sample accuracy 0.5, nearest ratio 1"
     for name in ("torn", "foreign", "config", "metrics", "empty"):
         assert found[name].figures.startswith("broken: ")
         assert "\n" not in found[name].figures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ornstein.training import (
     profile,
     recomputed,
 )
+from ornstein.training import forecast as forecasts
 from ornstein.training.power_ema import exponent
 from ornstein.training.recompute import blocks_of
 from ornstein.training.run import Training
@@ -143,6 +145,18 @@ def test_fp16_passes_over_a_step_whose_gradient_overflows(tmp_path: Path) -> Non
     resumed = train(again, **options, checkpoint=tmp_path / "killed.safetensors", every=6)
     assert distance(model, again) == 0
     assert torch.equal(resumed.history["grad_norm"], norms)
+
+
+def test_fp16_finds_a_scale_below_one() -> None:
+    """A loss 1e7 times as large needs a scale near 65,504/1e8: it is halved from 2^16, once a step, to about 2^-10."""
+
+    def large(level: Any, view: Any, process: Any) -> Tensor:
+        return torch.full_like(level.t, 1e7)
+
+    x, options = X[:, 0, 0, :2], {"objective": Objective(weighting=large), "steps": 36, "clip": None, "lr": 1e-6}
+    half, plain = train(points(), x, precision="fp16", **options), train(points(), x, **options)
+    assert float(half.history["grad_norm"][20]) == 0  # 2^-4 is still too much
+    assert float((half.history["grad_norm"][-1] / plain.history["grad_norm"][-1] - 1).abs()) < 0.1
 
 
 def test_deterministic_algorithms_are_asked_for_inside_only() -> None:
@@ -264,9 +278,47 @@ def test_the_forecast_counts_what_the_training_keeps() -> None:
     assert plain.steps == 4
 
 
+@pytest.mark.parametrize(("most", "own"), [(10**8, False), (5, False), (10**8, True)])
+def test_a_forecast_adds_up(most: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of ours, a pass takes 2 s and an update 5 s, for 14 weights of 4 bytes.
+
+    Adam has two more numbers a weight and a count of 4 bytes a tensor. Of too many weights the update of the smallest
+    tensor, 2 of the 14, is tried; where the optimizer has the model's own, none is, and Adam's two numbers are taken.
+    """
+    clock = iter((2.0, 5.0))
+    monkeypatch.setattr(forecasts, "_time", lambda work, device: next(clock))
+    monkeypatch.setattr(forecasts, "_MOST", most)
+    weights = [nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(2))]
+    before = [torch.full_like(p, 7.0) for p in weights]
+    for p, grad in zip(weights, before, strict=True):
+        p.grad = grad
+    found = forecasts.forecast(
+        lambda: torch.stack([p.exp().sum() for p in weights]).sum(),
+        weights,
+        lambda given: torch.optim.Adam(weights if own else given),
+        steps=10, passes=3, averages=2,
+    )  # fmt: skip
+    update = 0.0 if own else 5.0 if most > 14 else 14 / 2 * 5.0
+    state = 2 * 56 if own else 2 * 56 + 2 * 4 if most > 14 else 14 / 2 * (2 * 8 + 4)
+    assert found.seconds == 10 * (3 * 2.0 + update)
+    assert (found.weights, found.gradients, found.averages, found.activations) == (56, 56, 112, 56)
+    assert found.optimizer == state
+    assert all(p.grad is grad and bool((grad == 7).all()) for p, grad in zip(weights, before, strict=True))
+
+
+def test_what_a_forecast_measures_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of three times, of 5, 2 and 7 s; and the kibibytes that Linux names, in bytes."""
+    moments = iter((0.0, 5.0, 10.0, 12.0, 20.0, 27.0))
+    monkeypatch.setattr(forecasts, "_now", lambda device: next(moments))
+    assert forecasts._time(lambda: None, torch.device("cpu")) == 2.0
+    monkeypatch.setattr(Path, "read_text", lambda self: "MemTotal: 900 kB\nMemAvailable:     100 kB\n")
+    assert forecasts.free_memory(torch.device("cpu")) == 102_400
+
+
 def test_a_training_that_does_not_fit_is_said_so() -> None:
-    tight = Forecast(seconds=7200.0, weights=1, gradients=10, optimizer=20, averages=0, activations=5, free=20)
+    tight = Forecast(seconds=7200.0, weights=99, gradients=10, optimizer=20, averages=99, activations=5, free=34)
     assert not tight.fits
+    assert replace(tight, free=35).fits
     assert Forecast(1.0, 1, 10, 20, 0, 5, None).fits
     assert str(tight).startswith("about 2 h 0 min")
 

@@ -84,10 +84,27 @@ def test_a_share_of_noise_is_that_of_the_whole_batch() -> None:
     whole = Noise(5, batch=12).normal((12, 3))
     shares = [Share(k, k + 4, 12) for k in (0, 4, 8)]
     assert torch.equal(torch.cat([Noise(5, batch=4, share=share).normal((4, 3)) for share in shares]), whole)
-    with pytest.raises(ValueError, match="5 to 3"):
-        Share(5, 3, 12)
+    for start, stop in ((5, 3), (5, 5), (8, 13), (-1, 4)):
+        with pytest.raises(ValueError, match=f"got {start} to {stop}"):
+            Share(start, stop, 12)
     with pytest.raises(ValueError, match="share of 4 rows for a batch of 5"):
         Noise(0, batch=5, share=shares[0])
+
+
+def test_a_mean_over_processes_leaves_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two processes has three times our values: their mean is twice ours."""
+    values = torch.tensor([1.0, -2.0])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda own: own.add_(3 * own))
+    assert torch.equal(Workers(count=2).mean(values), torch.tensor([2.0, -4.0]))
+    assert torch.equal(values, torch.tensor([1.0, -2.0]))
+
+
+def test_processes_agree_on_the_firsts_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a seed that each has drawn for itself: this is the second, and the first has 7."""
+    told = {0: 7}
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda own, source: own.fill_(told[source]))
+    assert Workers(count=2, rank=1).agree(3) == 7
+    assert Workers().agree(3) == 3
 
 
 def test_sharding_by_an_unknown_name_is_refused() -> None:

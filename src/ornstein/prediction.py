@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ._types import VIEWS, Cond, State, View
 from .errors import ViewError
 from .numerics.tree import like, parts
-from .processes import GaussianProcess, Level, Process, ProductLevel, broadcast, check_shift
+from .processes import GaussianProcess, Level, Phase, PhaseLevel, Process, ProductLevel, broadcast, check_shift, mix
 
 Output: TypeAlias = Any
 """What a denoiser's forward returns: a state in the predicted view, or a dict of named heads, "main" first."""
@@ -111,6 +112,42 @@ class Prediction:
         return type(self)(self.process, self.level, self.x, heads[name], predicts, cond=self.cond)
 
 
+class PhasePrediction:
+    """The answer of a denoiser of phase space: every view is a `Phase`, formed by matrices when first read.
+
+    target = C_x z + C_p (answer),     (C_x, C_p) = level.conversion(predicts, target)
+    """
+
+    def __init__(self, level: PhaseLevel, x: State, output: Output, predicts: View, heads: Mapping[str, View]) -> None:
+        self.level, self.x, self.output, self.predicts, self.heads = level, x, output, predicts, heads
+        self._views: dict[View, Phase] = {}
+
+    def __getattr__(self, name: str) -> Phase:
+        if name not in VIEWS:
+            raise AttributeError(f"a prediction has no {name!r}: its views are {', '.join(VIEWS)}")
+        return self.view(name)
+
+    def view(self, name: View) -> Phase:
+        """The view called `name`."""
+        if name not in self._views:
+            answer = heads_of(self.output)["main"]
+            if not isinstance(answer, tuple) or [p.shape for p in answer] != [p.shape for p in parts(self.x)]:
+                raise ValueError("a network of phase space takes and returns a Phase like the state: see nets.Joined")
+            view = Phase(*answer)
+            if name != self.predicts:
+                c_x, c_p = self.level.conversion(self.predicts, name)
+                view = Phase(*map(torch.add, mix(c_x, Phase(*self.x)), mix(c_p, view)))
+            self._views[name] = view
+        return self._views[name]
+
+    def head(self, name: str) -> PhasePrediction:
+        """The prediction of another head, read in its own view."""
+        predicts = self.predicts if name == "main" else self.heads.get(name)
+        if name not in heads_of(self.output) or predicts is None:
+            raise ViewError(f"no head {name!r} of this network is a view: it has {', '.join(heads_of(self.output))}")
+        return PhasePrediction(self.level, self.x, {"main": heads_of(self.output)[name]}, predicts, {})
+
+
 class ProductPrediction:
     """The predictions of all components of a state: every view is a named tuple."""
 
@@ -142,6 +179,8 @@ def predict(
     heads: Mapping[str, View] | None = None,
 ) -> Any:
     """The prediction that belongs to the space of `process`."""
+    if isinstance(level, PhaseLevel):
+        return PhasePrediction(level, x, output, predicts, heads or {})
     if isinstance(level, Level):
         assert isinstance(process, GaussianProcess)
         return Prediction(process, level, x, output, predicts, cond=cond, heads=heads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Seed: TypeAlias = int | torch.Generator | Sequence[int] | Tensor | None
 
-_BLOCK = 8  # registers drawn at once for per-sample seeds; part of the stream's definition, never change it
+_BLOCK = 8  # registers drawn at once for per-sample seeds, for speed: the numbers do not depend on it
 
 
 def derive(seed: int, *path: int | str) -> int:

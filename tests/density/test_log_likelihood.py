@@ -1,6 +1,7 @@
 """The likelihood by the probability flow, against densities in closed form."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -118,3 +119,11 @@ def test_likelihood_refusals():
     model.scaling = Odd()
     with pytest.raises(ValueError, match="no Jacobian"):
         log_likelihood(model, X)
+
+    class Pair(NamedTuple):
+        one: object
+        other: object
+
+    both = orn.Denoiser(orn.nets.MLP(2, width=8, depth=1), orn.Product(Pair(orn.VP(), orn.Flow())))
+    with pytest.raises(ValueError, match="a likelihood is of a process of one component"):
+        log_likelihood(both, X)

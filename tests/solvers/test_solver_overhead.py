@@ -8,12 +8,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ornstein as orn
+from ornstein.processes import PSLD
 from ornstein.solvers import Loop, Solver
+from ornstein.solvers.table import Output
 from worlds import F64, normal, ring
 
 STEPS, BATCH = 20, 16
 FLOW = orn.Flow()
 GRID = orn.LogSNR(start=-4.0, end=6.0, to_data=False)
+PHASE_SOLVERS = [
+    orn.DDIM(),
+    orn.DEIS(order=2),
+    orn.Euler(),
+    orn.Heun("t"),
+    orn.EulerMaruyama(),
+    orn.solvers.Conjugate(1.0),
+    orn.solvers.ReducedSymplecticEuler(),
+    orn.solvers.Splitting(),
+    orn.solvers.Splitting("OBA"),
+]
 # those that need an argument
 GIVEN = {
     "DPMSolverV3": lambda: orn.solvers.DPMSolverV3().calibrate(
@@ -24,13 +37,17 @@ GIVEN = {
 }
 
 
+PHASE_ALONE = ("ReducedSymplecticEuler", "Splitting")
+"""Those that split position and momentum."""
+
+
 def table_solvers():
-    """Every solver class that is exported and not the base."""
+    """Every solver class that is exported, not the base, and serves a process of scalars."""
     found = {name: getattr(orn.solvers, name) for name in orn.solvers.__all__}
     return {
         name: value
         for name, value in found.items()
-        if inspect.isclass(value) and issubclass(value, Solver) and value is not Solver
+        if inspect.isclass(value) and issubclass(value, Solver) and value is not Solver and name not in PHASE_ALONE
     }
 
 
@@ -84,6 +101,33 @@ def test_calls_are_bounded_by_the_coefficients(name):
         table, _, count = run(solver, predicts)
         assert sum(count.calls[sync] for sync in Count.SYNC) == 0
         assert 0 < count.calls.total() - table.nfe <= table.nonzeros + 6 * table.steps, predicts
+
+
+class Halves(Linear):
+    """z/2, one ATen call for each component."""
+
+    def __init__(self, predicts):
+        super().__init__(predicts)
+        self.process = PSLD()
+
+    def bind(self, levels, x, cond):
+        return [lambda z: type(z)(z.position * 0.5, z.momentum * 0.5)] * len(levels)
+
+
+@pytest.mark.parametrize("solver", PHASE_SOLVERS, ids=repr)
+def test_calls_in_phase_space(solver):
+    """The same where coefficients are matrices of 2 x 2 terms, and a view two of them: of the state, of the answer."""
+    process = PSLD()
+    table = solver.compile(process, orn.LogSNR(end=5.0, to_data=False)(process, steps=STEPS))
+    for predicts in process.views:
+        with torch.no_grad():
+            loop = Loop(Halves(predicts), table, process.prior((BATCH, 2), seed=0, dtype=F64))
+            noise = orn.Noise(0, batch=BATCH, dtype=F64)
+            with Count() as count:
+                loop.run(noise)
+        assert sum(count.calls[sync] for sync in Count.SYNC) == 0
+        views = sum(isinstance(atom, Output) for row in table.rows for atom in row.terms)
+        assert 0 < count.calls.total() - 2 * table.nfe <= table.nonzeros + 4 * views + 6 * table.steps, predicts
 
 
 @pytest.mark.parametrize("name", table_solvers())

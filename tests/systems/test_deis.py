@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import ornstein as orn
+from ornstein.numerics.dop853 import dop853
+from ornstein.processes import PSLD, Phase
 from ornstein.solvers import DEIS
 from worlds import F64, at, ring
 
@@ -43,3 +45,30 @@ def test_deis():
         for s in (DEIS(order=3), orn.DDIM())
     ]
     assert errors[0] < errors[1] / 5
+
+
+@pytest.mark.system("deis", rival="DDIM, its order 0, in phase space")
+def test_deis_of_a_matrix_sde():
+    """Where drift and diffusion are matrices, order 0 is DDIM in phase space to 1e-10, r converges at r + 1, in t and
+    in sigma/alpha, and order 2 has a tenth of DDIM's error in 40 steps."""
+    world = orn.exact.GaussianMixture(torch.tensor([[1.0], [-1.5]], dtype=F64), stds=0.5)
+    denoiser = world.denoiser(PSLD())
+    start = PSLD().corrupt(world.sample(12, seed=0).to(F64), 0.9, seed=1).x
+
+    def slope(t, z):
+        return torch.cat(list(denoiser(Phase(z[:, :1], z[:, 1:]), float(t)).velocity), 1)
+
+    truth = dop853(slope, torch.cat(list(start), 1), 0.9, 0.2, rtol=1e-10, atol=1e-11).y[:, :1]
+
+    def run(solver, steps):
+        grid = torch.linspace(0.9, 0.2, steps + 1, dtype=F64)
+        return orn.sample(denoiser, x_init=start, solver=solver, grid=grid).x
+
+    def error(solver, steps):
+        return float((run(solver, steps) - truth).abs().median())
+
+    torch.testing.assert_close(run(DEIS(order=0), 10), run(orn.DDIM(), 10), rtol=1e-10, atol=1e-10)
+    for solver, order in ((orn.DDIM(), 1), (DEIS(order=1), 2), (DEIS(order=1, method="rhoAB"), 2), (DEIS(order=2), 3)):
+        a, b = error(solver, 40), error(solver, 80)
+        assert math.log2(a / b) == pytest.approx(order, abs=0.3), solver
+    assert error(DEIS(order=2), 40) < error(orn.DDIM(), 40) / 10

@@ -1,4 +1,4 @@
-"""The command line: `ornstein quickstart | train | sample | evaluate | papers`."""
+"""The command line: `ornstein --help` lists its commands."""
 
 from __future__ import annotations
 

@@ -2,6 +2,15 @@
 
 from .empirical import Empirical
 from .mixture import Gaussian, GaussianMixture
+from .phase import ExactPhaseDenoiser
 from .world import ExactDenoiser, ExactPrediction, World
 
-__all__ = ["Empirical", "ExactDenoiser", "ExactPrediction", "Gaussian", "GaussianMixture", "World"]
+__all__ = [
+    "Empirical",
+    "ExactDenoiser",
+    "ExactPhaseDenoiser",
+    "ExactPrediction",
+    "Gaussian",
+    "GaussianMixture",
+    "World",
+]

@@ -17,7 +17,7 @@ from ..errors import ViewError
 from ..flow_map import FlowMap
 from ..numerics.dop853 import dop853
 from ..prediction import Output, Prediction
-from ..processes import GaussianProcess, Level, broadcast
+from ..processes import GaussianProcess, Level, PhaseSpace, broadcast
 from ..processes.level import holds
 from ..random import generator
 
@@ -180,9 +180,20 @@ class World(ABC):
         law, flat, _ = self._at(x, process, t, cond)
         return law.cov(flat).to(x.dtype)
 
-    def denoiser(self, process: GaussianProcess, predicts: View = "x0") -> ExactDenoiser:
-        """The exact denoiser of this world under `process`, answering in any view."""
-        return ExactDenoiser(self, process, predicts)
+    @overload
+    def denoiser(self, process: GaussianProcess, predicts: View | None = None) -> ExactDenoiser: ...
+
+    @overload
+    def denoiser(self, process: PhaseSpace, predicts: View | None = None) -> BaseDenoiser: ...
+
+    def denoiser(self, process: GaussianProcess | PhaseSpace, predicts: View | None = None) -> BaseDenoiser:
+        """The exact denoiser of this world under `process`, answering in any view: x0, in phase space the noise, if
+        none is named."""
+        if isinstance(process, PhaseSpace):
+            from .phase import ExactPhaseDenoiser
+
+            return ExactPhaseDenoiser(self, process, predicts or "noise")
+        return ExactDenoiser(self, process, predicts or "x0")
 
     def flow_map(self, process: GaussianProcess, rtol: float = 1e-10, atol: float = 1e-12) -> ExactFlowMap:
         """`flow` as a FlowMap: X(x, t, s) of this world under `process`."""
@@ -315,6 +326,7 @@ class ExactPrediction(Prediction):
     """
 
     world: World
+    process: GaussianProcess
 
     def head(self, name: str) -> Prediction:
         """The one head of an exact world is this prediction itself."""

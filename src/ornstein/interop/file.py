@@ -20,14 +20,28 @@ from ..denoiser import BaseDenoiser, Codec, Denoiser, EDMPrecondition, Scaling
 from ..errors import CheckpointError
 from ..io import load_tensors, save_tensors
 from ..io.recipe import Known, build, pack, recipe_of, unpack
-from ..nets import MLP, DiT, UNet
-from ..processes import EDM, VE, VP, ConditionalOT, Cosine, DiscreteTime, Flow, MeanReverting, Process, SubVP
+from ..nets import MLP, DiT, Joined, UNet
+from ..processes import (
+    CLD,
+    EDM,
+    PSLD,
+    VE,
+    VP,
+    ConditionalOT,
+    Cosine,
+    DiscreteTime,
+    Flow,
+    MeanReverting,
+    PhaseSpace,
+    Process,
+    SubVP,
+)  # fmt: skip
 from .network import plain
 
-NETS = (MLP, UNet, DiT)
+NETS = (MLP, UNet, DiT, Joined)
 PROCESSES = (
-    ConditionalOT, Cosine, DiscreteTime, EDM, Flow,
-    MeanReverting, SubVP, VE, VP,
+    CLD, ConditionalOT, Cosine, DiscreteTime, EDM, Flow,
+    MeanReverting, PSLD, PhaseSpace, SubVP, VE, VP,
 )  # fmt: skip
 CODECS = (Scaling, SeriesCodec, TableCodec)
 _KINDS: dict[str, type] = {"net": nn.Module, "process": Process, "precondition": EDMPrecondition, "scaling": Codec}

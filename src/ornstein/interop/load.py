@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..denoiser import Codec, Denoiser, Scaling
-from ..processes import GaussianProcess
+from ..processes import LinearProcess
 from .autoencoder import Autoencoder
 from .file import load_model
 from .hub import own_file
@@ -189,7 +189,7 @@ class EvenGrid(PublishedGrid):
 
     __repr__ = PublishedGrid.__repr__
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         times = self.shifted(torch.linspace(1, 1 / steps, steps, dtype=torch.float64))
         return torch.cat([times, times.new_zeros(1)])
 

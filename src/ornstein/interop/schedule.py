@@ -13,7 +13,7 @@ from torch import Tensor
 from .._extras import require
 from .._types import View
 from ..denoiser import EDMPrecondition
-from ..processes import EDM, DiscreteTime, Flow, GaussianProcess, Level
+from ..processes import EDM, DiscreteTime, Flow, GaussianProcess, Level, LinearProcess
 from ..solvers.grids import Grid, Timesteps
 
 PREDICTIONS: dict[str, View] = {
@@ -134,7 +134,7 @@ class PublishedGrid(Grid):
     def __repr__(self) -> str:
         return f"PublishedGrid({self.config['_class_name']}{'' if self.mu is None else f', mu={self.mu:.4g}'})"
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         match process:
             case Flow():
                 times = self._flow(steps)

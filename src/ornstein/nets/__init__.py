@@ -3,7 +3,8 @@
 from ornstein.nets.base import Net
 from ornstein.nets.dit import DiT
 from ornstein.nets.embedding import NULL
+from ornstein.nets.joined import Joined
 from ornstein.nets.mlp import MLP
 from ornstein.nets.unet import UNet
 
-__all__ = ["MLP", "NULL", "DiT", "Net", "UNet"]
+__all__ = ["MLP", "NULL", "DiT", "Joined", "Net", "UNet"]

@@ -8,14 +8,19 @@ from .edm import EDM
 from .flow import Flow
 from .gaussian import Draw, GaussianProcess, check_shift
 from .level import Level, broadcast
+from .linear import LinearProcess
+from .matrix import Matrix
 from .mean_reverting import MeanReverting
+from .phase_space import CLD, PSLD, Phase, PhaseLevel, PhaseSpace, mix
 from .product import Product, ProductDraw, ProductLevel
 from .protocol import Process
 from .ve import VE
 from .vp import VP, SubVP
 
 __all__ = [
+    "CLD",
     "EDM",
+    "PSLD",
     "VE",
     "VP",
     "Ancestral",
@@ -26,7 +31,12 @@ __all__ = [
     "Flow",
     "GaussianProcess",
     "Level",
+    "LinearProcess",
+    "Matrix",
     "MeanReverting",
+    "Phase",
+    "PhaseLevel",
+    "PhaseSpace",
     "Process",
     "Product",
     "ProductDraw",
@@ -35,4 +45,5 @@ __all__ = [
     "ancestral",
     "broadcast",
     "check_shift",
+    "mix",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from .._types import VIEWS, Cond, View
 from ..errors import ViewError
 from ..random import Noise, Seed, as_noise
 from .level import Level, broadcast, holds
+from .linear import LinearProcess, check_times
 
 
 def check_shift(shift: Tensor | None, x: Tensor) -> None:
@@ -58,7 +59,7 @@ class Draw:
         return target if slope is None else target + slope
 
 
-class GaussianProcess(ABC):
+class GaussianProcess(LinearProcess):
     """Linear-Gaussian corruption of clean data, for t in [0, 1]: 0 is data, 1 is the end law.
 
         x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise,     noise ~ N(0, I)
@@ -75,11 +76,6 @@ class GaussianProcess(ABC):
     views: tuple[View, ...] = VIEWS
     """What a network of this process may be asked to predict."""
 
-    @property
-    def finest(self) -> float:
-        """The least time at which a network is asked by default; from there one step goes to data."""
-        return 0.0
-
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the data at t."""
@@ -87,18 +83,6 @@ class GaussianProcess(ABC):
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise at t."""
-
-    def shift(self, t: Tensor, cond: Cond) -> Tensor | None:
-        """Mean that does not come from x0, (batch, *event), or None. Coefficients of t meet `cond` by `broadcast`."""
-        return None
-
-    def d_shift(self, t: Tensor, cond: Cond) -> Tensor | None:
-        """d shift/dt, or None."""
-        if self.shift(t, cond) is None:
-            return None
-        tangent = torch.func.jvp(lambda s: self.shift(s, cond), (t,), (torch.ones_like(t),))[1]
-        assert isinstance(tangent, Tensor)
-        return tangent
 
     def d_alpha(self, t: Tensor) -> Tensor:
         """d alpha/dt."""
@@ -111,15 +95,6 @@ class GaussianProcess(ABC):
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), falling in t; infinite where sigma or alpha is 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`, by bisection to the last bit unless a process knows it."""
-        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-        for _ in range(100):
-            middle = (low + high) / 2
-            above = self.log_snr(middle) > log_snr
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        return torch.where(log_snr == torch.inf, low, high)
 
     def wronskian(self, t: Tensor) -> Tensor:
         """alpha sigma' - sigma alpha' > 0: the determinant of (state, velocity) in (x0, noise)."""
@@ -145,7 +120,7 @@ class GaussianProcess(ABC):
         if t.device.type == "cpu":
             t = t.to(torch.float64)
             if not torch.compiler.is_compiling():
-                _check_times(t)
+                check_times(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         for name, value in (("alpha", alpha), ("sigma", sigma)):
             if not isinstance(value, Tensor) or value.shape != t.shape:
@@ -195,9 +170,3 @@ class GaussianProcess(ABC):
         shift = self.shift(level.t, cond)
         check_shift(shift, x)
         return Draw(self, level, x if shift is None else x + shift, x0, noise, cond=cond)
-
-
-def _check_times(t: Tensor) -> None:
-    inside = (t >= 0) & (t <= 1)
-    if not holds(inside):
-        raise ValueError(f"t = {float(t[~inside].flatten()[0]):.6g} lies outside [0, 1]: 0 is data, 1 is the end law")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .._types import VIEWS, View
 from ..errors import ViewError
+from .matrix import Matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,19 @@ class Level:
     d_alpha: Tensor
     d_sigma: Tensor
 
+    defining: ClassVar[tuple[str, ...]] = ("alpha", "sigma")
+    """The fields that make a level that of its process."""
+
+    @property
+    def components(self) -> tuple[Level, ...]:
+        """The level of each component of the state."""
+        return (self,)
+
+    @property
+    def diffusion2(self) -> Tensor | Matrix:
+        """g^2 = 2 sigma (alpha sigma' - sigma alpha')/alpha of the forward SDE."""
+        return 2 * self.sigma * (self.alpha * self.d_sigma - self.sigma * self.d_alpha) / self.alpha
+
     @property
     def shape(self) -> torch.Size:
         return self.t.shape
@@ -36,7 +51,7 @@ class Level:
         return len(self.t)
 
     def __getitem__(self, index: int | slice | list[int] | None) -> Level:
-        return Level(*(getattr(self, field.name)[index] for field in fields(self)))
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __iter__(self) -> Iterator[Level]:
         return (self[i] for i in range(len(self)))
@@ -44,13 +59,15 @@ class Level:
     @classmethod
     def stack(cls, levels: Sequence[Level]) -> Level:
         """Levels as one, along a new first axis."""
-        return cls(*(torch.stack([getattr(level, field.name) for level in levels]) for field in fields(cls)))
+        kind = type(levels[0])
+        return kind(*(torch.stack([getattr(level, field.name) for level in levels]) for field in fields(kind)))
 
     def tile(self, copies: int) -> Level:
         """The levels (E,) or (E, batch) for a batch repeated `copies` times."""
         if self.t.dim() < 2 or self.t.shape[1] == 1:  # one time for all samples stays one
             return self
-        return Level(*(getattr(self, field.name).repeat(1, copies) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return type(self)(*(value.repeat(1, copies, *(1,) * (value.dim() - 2)) for value in values))
 
     def rows(self, view: View) -> tuple[Tensor, Tensor]:
         """(a, b) with view = a x0 + b noise (to which the velocity of a process with a shift adds d shift/dt).

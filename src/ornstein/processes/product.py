@@ -90,6 +90,10 @@ class Product:
         """The level(s) of every component at t."""
         return t if isinstance(t, ProductLevel) else ProductLevel(tuple(p.level(t) for p in self.processes))
 
+    def data_of(self, state: State) -> State:
+        """What of a state are data: all of it."""
+        return state
+
     def prior(
         self,
         shape: Any,

@@ -36,6 +36,8 @@ class Process(Protocol):
 
     def level(self, t: Any) -> Any: ...
 
+    def data_of(self, state: Any) -> State: ...
+
     def prior(
         self,
         shape: Any,

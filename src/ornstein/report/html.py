@@ -24,7 +24,7 @@ svg { display: block; width: 100%; max-width: 42rem; height: auto; }
 svg.small { display: inline-block; width: auto; max-width: none; vertical-align: middle; }
 svg text { font-family: inherit !important; fill: currentColor; }
 .pixels { display: block; image-rendering: pixelated; max-width: 100%; height: auto; }
-.goals { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
+.goals { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
 .goal { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem;
   display: flex; flex-direction: column; justify-content: space-between; }
 .goal b { display: block; font-size: 1.9rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
@@ -44,6 +44,9 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr.reference td { font-style: italic; color: var(--soft); }
 table.plates { width: auto; } .plates td, .plates th { border: 0; padding: .2rem 1.6rem .2rem 0; text-align: left; }
 th:first-child, td:first-child { white-space: nowrap; }
+table.rows { font-size: .85rem; } .rows th, .rows td { padding: .3rem .45rem; } .rows :first-child { padding-left: 0; }
+.rows th, .rows th:first-child { white-space: normal; vertical-align: bottom; }
+.rows tr.last td { border-bottom-color: var(--soft); }
 table.words th, table.words td { text-align: left; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { padding: 1.5rem 1rem 3rem; } figure { overflow-x: auto; }
   figure svg:not(.small) { min-width: 24rem; } th, td { padding-left: .5rem; padding-right: .5rem; } }
@@ -108,6 +111,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], reference: Sequenc
 def words(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of words more than of numbers: all its columns begin at the left."""
     return table(head, rows).replace("<table>", '<table class="words">')
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[str]], group: int = 0) -> str:
+    """A table of many columns, narrow: names break at underscores; a line stands under every `group` rows."""
+    names = [Markup(escape(name).replace("_", "_<wbr>")) for name in head]
+    parts = table(names, body).replace("<table>", '<table class="rows">').split("<tr>")
+    ends = [group and i > 1 and (i - 1) % group == 0 for i in range(len(parts))]  # the first part is the table's tag
+    return parts[0] + "".join(
+        f'<tr class="last">{part}' if end else f"<tr>{part}" for part, end in zip(parts[1:], ends[1:], strict=True)
+    )
 
 
 def plates(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:

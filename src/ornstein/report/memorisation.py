@@ -65,6 +65,7 @@ def _pairs(x: Tensor, judge: Judge, order: Tensor, near: Tensor, labels: Tensor 
         rows = [show.space.to_user(part, y) for part, y in ((x, own), (near, labels))]
         in_turn = [i + k * len(x) for i in range(len(x)) for k in (0, 1)]
         both = require("pandas", extra="data").concat(rows).iloc[in_turn]
-        return frame(both, "", tuple(f"{what} {i + 1}" for i in range(len(x)) for what in ("sample", "training row")))
+        names = tuple(f"{what} {i + 1}" for i in range(len(x)) for what in ("sample", "training row"))
+        return frame(both, "", names, group=2)
     few = [("samples", x), ("training data", near)]
     return html.plates([[name, html.Markup(show(part, name))] for name, part in few], ["", "nearest first"])

@@ -13,7 +13,7 @@ from ornstein.report.judge import TITLES
 from ornstein.report.model import kind_of
 from ornstein.report.run import Run
 
-FIGURES = ("frechet_ratio", "label_accuracy", "nearest_ratio")
+FIGURES = ("frechet_ratio", "label_accuracy", "c2st_accuracy", "nearest_ratio")
 """Figures that are shown, where a run has them; else its first three."""
 
 
@@ -111,7 +111,7 @@ def _figures(path: Path) -> str:
         return ""
     figures = read_json(path)["figures"]
     names = [name for name in FIGURES if name in figures] or [name for name in TITLES if name in figures][:3]
-    return ", ".join(f"{name.replace('_', ' ')} {float(figures[name]):.3g}" for name in names)
+    return ", ".join(f"{TITLES[name]} {float(figures[name]):.3g}" for name in names)
 
 
 def _extent(folder: Path) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -86,7 +87,7 @@ class Show:
         frames = [self.space.to_user(x) for x in sets.values()]
         in_turn = [i + k * len(frames[0]) for i in range(len(frames[0])) for k in range(len(frames))]
         both = require("pandas", extra="data").concat(frames).iloc[in_turn]
-        return frame(both, what, tuple(sets) * len(frames[0]))
+        return frame(both, what, tuple(sets) * len(frames[0]), group=len(frames))
 
     def _pictures(self, x: Tensor, alt: str, columns: int | None) -> str:
         side = max(x.shape[2:])
@@ -119,17 +120,33 @@ def show_of(split: Split) -> Show:
     return Show(space, low - room, high + room)
 
 
-def frame(rows: Any, first: str = "", names: tuple[str, ...] = ()) -> str:
-    """A DataFrame as a table of the page, missing values as a dash; `names` of its rows come first."""
+def frame(rows: Any, first: str = "", names: tuple[str, ...] = (), *, group: int = 0) -> str:
+    """A DataFrame as a table of the page, missing values as a dash; `names` of its rows come first. `group` of them
+    belong together."""
     kept = rows.iloc[:, :COLUMNS]
     left = rows.shape[1] - kept.shape[1]
     head = [*([first] if names else []), *(str(name) for name in kept.columns)]
-    head += [f"and\N{NO-BREAK SPACE}{left}\N{NO-BREAK SPACE}more"] if left else []
-    body = [
-        [*([names[i]] if names else []), *(cell(value) for value in row), *([""] if left else [])]
-        for i, row in enumerate(kept.itertuples(index=False))
+    head += [f"and {left} more"] if left else []
+    columns: list[Sequence[str]] = [
+        *([names] if names else []),
+        *(cells(list(kept.iloc[:, j])) for j in range(kept.shape[1])),
     ]
-    return html.table(head, body)
+    columns += [[""] * len(rows)] if left else []
+    return html.rows(head, list(zip(*columns, strict=True)), group)
+
+
+def cells(values: Sequence[Any]) -> list[html.Markup]:
+    """One column of a table as markup, its numbers with as many decimals as the longest of them."""
+    plain = [cell(value) for value in values]
+    known = [isinstance(value, float) and math.isfinite(value) for value in values]
+    texts = [text for text, number in zip(plain, known, strict=True) if number]
+    if any("e" in text for text in texts):
+        return plain
+    places = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [
+        html.Markup(f"{value:.{places}f}") if number else text
+        for value, text, number in zip(values, plain, known, strict=True)
+    ]
 
 
 def cell(value: Any) -> html.Markup:

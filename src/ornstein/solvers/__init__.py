@@ -37,6 +37,7 @@ from .schedule_search import Calibrated, cheapest_paths, jump_costs
 from .sde_dpm_solver import SDEDPMSolverPP
 from .select_start import Start, select_start
 from .solver import Solver, compile_table
+from .splitting import ReducedSymplecticEuler, Splitting
 from .table import ProductTable, Table, Writer
 from .transitions import Transitions, record
 from .unipc import UniPC
@@ -96,6 +97,7 @@ __all__ = [
     "Quadratic",
     "Ralston",
     "Recipe",
+    "ReducedSymplecticEuler",
     "Resample",
     "Response",
     "Restart",
@@ -104,6 +106,7 @@ __all__ = [
     "Samples",
     "Shifted",
     "Solver",
+    "Splitting",
     "Start",
     "Stepper",
     "StochasticHeun",

@@ -71,6 +71,10 @@ class AdamsBashforth(Solver):
     def exact_for_constant(self) -> bool:
         return self.variable == "sigma"
 
+    @property
+    def matrices(self) -> bool:
+        return self.variable == "t"
+
     def write(self, table: Writer, grid: Level) -> None:
         x, variable = table.state, VARIABLES[self.variable]
         past: list[Evaluation] = []  # newest first

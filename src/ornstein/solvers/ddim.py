@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..processes import Level, ancestral, broadcast
+from ..processes import Level, PhaseSpace, ancestral, broadcast
+from .phase import follow
 from .solver import Solver
 from .table import Writer
 
@@ -20,7 +21,8 @@ class DDIM(Solver):
 
     with sigma_(s|t)^2 = sigma_s^2 (1 - SNR_t/SNR_s), the variance of x_s given x_t and x0 in the forward process. With
     noise = (x - alpha_t x0)/sigma_t no coefficient divides by alpha. eta = 0 follows the probability flow (order 1,
-    exact for constant x0); eta = 1 is ancestral sampling. eta may exceed 1 while std <= sigma_s.
+    exact for constant x0; in phase space see `follow`); eta = 1 is ancestral sampling. eta may exceed 1 while
+    std <= sigma_s.
 
     Source: Song, Meng, Ermon 2020, "Denoising Diffusion Implicit Models" (2010.02502), equation 12.
     """
@@ -32,10 +34,17 @@ class DDIM(Solver):
         if not self.eta >= 0:
             raise ValueError(f"eta={self.eta}: 0 is deterministic, 1 ancestral; it is not negative")
 
+    @property
+    def matrices(self) -> bool:
+        return self.eta == 0
+
     def write(self, table: Writer, grid: Level) -> None:
         x = table.state
         for t, s in pairwise(grid):
             p = table.evaluate(x, t)
+            if isinstance(table.process, PhaseSpace):
+                x = table.step(follow(table.process, x, p, s), s)
+                continue
             if self.eta > 0 and bool((s.t > t.t).any()):
                 raise ValueError(f"eta={self.eta} adds the noise of a reversed step: inversion needs eta=0")
             std = self.eta * s.sigma * torch.sqrt(-torch.expm1(-(s.log_snr - t.log_snr).clamp(min=0)))

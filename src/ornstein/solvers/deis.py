@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..numerics.quadrature import between, lagrange
-from ..processes import Level
+from ..processes import Level, PhaseSpace
 from .euler import Euler
 from .exponential import combine
 from .heun import Heun
 from .multistep import multistep
+from .phase import advance_phase
 from .runge_kutta import RK4, Kutta3, RungeKutta
 from .solver import Solver
 from .table import Evaluation, Expression, Register, Writer
@@ -37,6 +38,8 @@ class DEIS(Solver):
     short (see `multistep`), with 0 and 2 more evaluations; with "published" by lower orders, and the order is 2. Steps
     at infinite log-SNR, to data or from pure noise, are DDIM's.
 
+    In phase space sigma/alpha is that of the level, and the weights are integrals of matrices (see `advance_phase`).
+
     Source: Zhang, Chen 2022, "Fast Sampling of Diffusion Models with Exponential Integrator" (2204.13902), equation 14
     and section 3.3.
     """
@@ -56,11 +59,19 @@ class DEIS(Solver):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(choices)}")
 
+    @property
+    def matrices(self) -> bool:
+        return self.method != "rhoRK"
+
     def write(self, table: Writer, grid: Level) -> None:
         if self.method == "rhoRK":
             return RUNGE_KUTTA[self.order].write(table, grid)
 
         def advance(x: Register, t: Level, s: Level, nodes: Sequence[Evaluation]) -> Expression:
+            if isinstance(table.process, PhaseSpace):
+                clock = _PHASE_CLOCKS[self.method]
+                own = torch.stack([clock(node.level) for node in nodes], -1)
+                return advance_phase(table.process, x, t, s, nodes, lambda level: lagrange(clock(level), own))
             return combine(x, t, s, self._weights(table, t, s, [node.level for node in nodes]), nodes, "noise")
 
         begun = self.order - 1 if self.order > 1 and self.start == "matched" else 0
@@ -87,6 +98,11 @@ def _time(table: Writer, rho: Tensor) -> Tensor:
     return table.process.time(-2 * rho.log())
 
 
+_PHASE_CLOCKS: dict[str, Callable[[Level], Tensor]] = {
+    "tAB": lambda level: level.t,
+    "rhoAB": _rho,
+    "lambdaAB": lambda level: _rho(level).log(),
+}
 _CLOCKS: dict[str, Callable[[Writer, Tensor], Tensor]] = {
     "tAB": _time,
     "rhoAB": lambda table, rho: rho,

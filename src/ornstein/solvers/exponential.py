@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .._types import View
-from ..processes import Level
-from .table import Evaluation, Expression, Register, Writer
+from ..processes import Level, Matrix, PhaseSpace
+from .phase import follow
+from .table import Coefficient, Evaluation, Expression, Register, Writer
 
 
 def half_step(t: Level, s: Level) -> Tensor:
@@ -128,13 +129,16 @@ def jump(table: Writer, x: Register, e: Evaluation, s: Level, tau: Tau = 0.0) ->
     noise for tau > 0. Where sigma_t = 0 (inversion from data) it holds the noise constant instead."""
     t = e.level
     if bool((t.sigma == 0).any()):
-        left = s.alpha / t.alpha
-        return table.step(left * x + (s.sigma - left * t.sigma) * e.noise, s)
+        kept = s.alpha / t.alpha
+        return table.step(kept * x + (s.sigma - kept * t.sigma) * e.noise, s)
+    if isinstance(table.process, PhaseSpace):
+        return table.step(follow(table.process, x, e, s), s)
     left = transfer(t, s, tau=tau)
     value = left * x + (s.alpha - left * t.alpha) * e.x0
     return table.step(with_noise(table, value, t, s, fresh_std(t, s, tau=tau)), s)
 
 
-def with_noise(table: Writer, value: Expression, t: Level, s: Level, std: Tensor) -> Expression:
+def with_noise(table: Writer, value: Expression, t: Level, s: Level, std: Coefficient) -> Expression:
     """value + std z, with fresh noise where any is asked for."""
-    return value + std * table.noise(t, s) if bool((std > 0).any()) else value
+    some = torch.as_tensor(std.value if isinstance(std, Matrix) else std) != 0
+    return value + std * table.noise(t, s) if bool(some.any()) else value

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..processes import DiscreteTime, GaussianProcess, Level, Process, ProductLevel
+from ..processes import DiscreteTime, Level, LinearProcess, Process, ProductLevel
 
 
 class Grid(ABC):
@@ -23,7 +23,7 @@ class Grid(ABC):
     """
 
     @abstractmethod
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         """The N + 1 falling times, float64."""
 
     def __call__(self, process: Process, steps: int) -> Any:
@@ -48,7 +48,7 @@ class Uniform(Grid):
     start: float = 1.0
     end: float = 0.0
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         return torch.linspace(self.start, self.end, steps + 1, dtype=torch.float64)
 
 
@@ -62,7 +62,7 @@ class Quadratic(Grid):
     start: float = 1.0
     end: float = 0.0
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         return torch.linspace(math.sqrt(self.start), math.sqrt(self.end), steps + 1, dtype=torch.float64) ** 2
 
 
@@ -86,7 +86,7 @@ class Polynomial(Grid):
             if not 0 <= t <= 1:
                 raise ValueError(f"{name}={t}: times lie in [0, 1], 0 is data, 1 is the end law")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         a, b = self.start ** (1 / self.power), self.end ** (1 / self.power)
         return _pinned(torch.linspace(a, b, steps + 1, dtype=torch.float64) ** self.power, self.start, self.end)
 
@@ -110,7 +110,7 @@ class CosineGrid(Grid):
         if not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data={self.sigma_data}: the standard deviation of the data, positive and finite")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         ends = process.level([self.start, self.end])
         first, last = torch.atan2(ends.sigma, ends.alpha * self.sigma_data).tolist()
         phi = torch.linspace(first, last, steps + 1, dtype=torch.float64)
@@ -140,7 +140,7 @@ class LogSNR(Grid):
     deepest: float | None = None
     to_data: bool = True
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         widen = 2 * math.log(steps)
         data = _log_snr(process, 0.0)  # finite where sigma(0) > 0: the grid then ends there, with no jump
         known = _log_snr(process, process.finest) if process.finest > 0 else math.inf
@@ -175,7 +175,7 @@ class Karras(Grid):
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho must be positive and finite: got {self.rho}")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         own = math.exp(-_log_snr(process, 1.0) / 2)
         largest = self.sigma_max if self.sigma_max is not None else min(own, 80.0)
         least = math.exp(-_log_snr(process, 0.0) / 2)  # above 0 where sigma(0) > 0: the grid then ends there, no jump
@@ -230,7 +230,7 @@ class Timesteps(Grid):
             raise ValueError(f"{self!r} asks for timestep {int(found[0])} of a model that has 0 to {total - 1}")
         return found
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         if not isinstance(process, DiscreteTime):
             raise ValueError(f"{self!r} is for orn.DiscreteTime: {process!r} has no timesteps")
         times = process.time_of(self.chosen(process.steps, steps))
@@ -255,7 +255,7 @@ class Shifted(Grid):
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift={self.shift}: a positive factor of sigma/alpha, 1 for none")
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         times = self.grid.times(process, steps)
         moved = process.time(process.log_snr(times) - 2 * math.log(self.shift)).clamp(0, 1)
         return torch.where((times == 0) | (times == 1), times, moved)
@@ -268,7 +268,7 @@ def _pinned(times: Tensor, start: float, end: float) -> Tensor:
     return times
 
 
-def _log_snr(process: GaussianProcess, t: float) -> float:
+def _log_snr(process: LinearProcess, t: float) -> float:
     return float(process.log_snr(torch.tensor(t, dtype=torch.float64)))
 
 

@@ -114,7 +114,7 @@ class Stepper:
 
     def _lower(self, c: Coefficient, component: int) -> Any:
         """A float for scalars; else a tensor on the state's device, in its dtype, shaped to multiply it."""
-        if isinstance(c, float):
+        if not isinstance(c, Tensor):
             return c
         x = parts(self.x)[component]
         c = c.to(device=x.device, dtype=x.dtype)
@@ -251,6 +251,11 @@ class Stepper:
             if head not in heads:
                 raise TableError(
                     f"{self.table.solver} reads the head {head!r}, the network returned {', '.join(heads)}"
+                )
+            if len(parts(heads[head])) != len(parts(x)):
+                raise ValueError(
+                    f"the network returned a {type(heads[head]).__name__} for a state of {len(parts(x))} components: "
+                    "it takes and returns a named tuple (see nets.Joined)"
                 )
             shape, state = parts(heads[head])[c].shape, parts(x)[c].shape
             if shape != state:

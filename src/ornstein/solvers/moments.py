@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._types import View
 from ..errors import TableError
-from ..processes import Level
+from ..processes import Level, Matrix
 from .table import Gaussian, Output, Register, Table
 
 
@@ -82,6 +82,7 @@ def response(table: Table, mean: Tensor | float, variance: Tensor | float) -> Re
                 level, state = outputs[atom.evaluation]
                 m, k = posterior_row(level, atom.view, centre, spread)
                 value = k * state + (m - k * level.alpha * centre) * unit[0]
+            assert not isinstance(c, Matrix)
             total = total + c * value
         registers[index] = total
     last = registers[table.result.index]

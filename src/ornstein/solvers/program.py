@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._types import View
 from ..errors import TableError
+from ..processes import Matrix, PhaseLevel
 from .table import Atom, Coefficient, Gaussian, Output, ProductTable, Register, Table, _is_zero
 
 Key: TypeAlias = tuple[Any, ...]
@@ -129,17 +130,18 @@ def _conversions(
         asked.setdefault((atom.head, atom.view), []).append(atom)
     found: dict[Output, tuple[Coefficient, Coefficient]] = {}
     for (head, view), atoms in asked.items():
-        if view == "raw":
+        native = predicts if head == "main" else heads.get(head)
+        if view == "raw" or view == native:
             found.update(dict.fromkeys(atoms, (0.0, 1.0)))
             continue
-        native = predicts if head == "main" else heads.get(head)
         if native is None:
             raise TableError(
                 f"{table.solver} reads the head {head!r}, which this denoiser does not have: "
                 f"it has {', '.join(('main', *heads))}"
             )
         levels = table.levels[[atom.evaluation for atom in atoms]]
-        pairs = [_plain(values) for values in levels.conversion(native, view)]
+        plain = _matrices if isinstance(levels, PhaseLevel) else _plain
+        pairs = [plain(values) for values in levels.conversion(native, view)]
         found.update(zip(atoms, zip(*pairs, strict=True), strict=True))
     return found
 
@@ -147,6 +149,11 @@ def _conversions(
 def _plain(values: Tensor) -> Sequence[Coefficient]:
     """Values (E,) as floats; those with a gradient, or of shape (E, batch), stay tensors."""
     return values.unbind(0) if values.dim() > 1 or values.requires_grad else values.tolist()
+
+
+def _matrices(values: Tensor) -> Sequence[Coefficient]:
+    """Values (E, ..., k, k) as matrices."""
+    return [Matrix(value) for value in values]
 
 
 def _terms(
@@ -185,8 +192,18 @@ def _terms(
                 state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, atom.head)
                 total[state] = total.get(state, 0.0) + b * c_x
                 total[out] = total.get(out, 0.0) + b * c_p
-        rows.append({key: value for key, value in total.items() if not (isinstance(value, float) and value == 0)})
+        rows.append({key: value for key, value in _entries(c, len(table.components), total) if not _is_zero(value)})
     return rows, made
+
+
+def _entries(c: int, components: int, total: Mapping[Key, Coefficient]) -> Iterator[tuple[Key, Coefficient]]:
+    """The terms of component c: where a matrix mixes them, one for each component that its row c reads."""
+    for key, value in total.items():
+        if isinstance(value, Matrix):
+            for j in range(components):
+                yield (key[0], j, *key[2:]), value.entry(c, j)
+        else:
+            yield key, value
 
 
 def _alone(
@@ -236,7 +253,7 @@ def _instructions(
             terms = rows[c][index]
             fresh = [key for key in terms if key[0] == "z" and key not in drawn]
             drawn.update(fresh)
-            program.extend(("draw", (c, key[2]), [], [key]) for key in fresh)
+            program.extend(("draw", (key[1], key[2]), [], [key]) for key in fresh)
             if recorded and len(fresh) > 1:
                 raise TableError(f"row r{index} draws {len(fresh)} noises: a transition has one")
             noise = fresh[0] if recorded and fresh else None

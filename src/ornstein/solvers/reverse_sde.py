@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..processes import Level
+from ..processes import Level, Matrix, PhaseSpace
+from .exponential import with_noise
+from .phase import follow
 from .solver import Solver
-from .table import Expression, Register, Writer
+from .table import Coefficient, Expression, Register, Writer
 
 Diffusion: TypeAlias = float | Callable[[Level], Tensor]
 """epsilon^2: a number is a multiple of g^2; a function gives epsilon^2 itself, of the level's shape."""
@@ -41,6 +43,10 @@ class EulerMaruyama(Solver):
     def __post_init__(self) -> None:
         check_diffusion(self.diffusion)
 
+    @property
+    def matrices(self) -> bool:
+        return not callable(self.diffusion)
+
     def write(self, table: Writer, grid: Level) -> None:
         check_falling(self, grid)
         x = table.state
@@ -51,9 +57,7 @@ class EulerMaruyama(Solver):
             p = table.evaluate(x, t)
             h, epsilon2 = t.t - s.t, diffusion2(self.diffusion, t)
             value = x - h * p.velocity + (h * epsilon2 / 2) * p.score
-            if bool((epsilon2 > 0).any()):
-                value = value + torch.sqrt(h * epsilon2) * table.noise(t, s)
-            x = table.step(value, s)
+            x = table.step(with_noise(table, value, t, s, _root(h * epsilon2)), s)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class StochasticHeun(Solver):
     def __post_init__(self) -> None:
         check_diffusion(self.diffusion)
 
+    @property
+    def matrices(self) -> bool:
+        return not callable(self.diffusion)
+
     def write(self, table: Writer, grid: Level) -> None:
         check_falling(self, grid)
         x = table.state
@@ -84,21 +92,24 @@ class StochasticHeun(Solver):
             h, e_t, e_s = t.t - s.t, diffusion2(self.diffusion, t), diffusion2(self.diffusion, s)
             p = table.evaluate(x, t)
             first = (h * e_t / 2) * p.score - h * p.velocity
-            start: Expression = x * 1.0
-            if bool((e_t + e_s > 0).any()):
-                start = x + torch.sqrt(h * (e_t + e_s) / 2) * table.noise(t, s)
+            start = with_noise(table, x * 1.0, t, s, _root(h * (e_t + e_s) / 2))
             q = table.evaluate(table.register(start + first, s), s)
             x = table.step(start + 0.5 * first + (h * e_s / 4) * q.score - (h / 2) * q.velocity, s)
 
 
-def diffusion2(diffusion: Diffusion, level: Level) -> Tensor:
+def diffusion2(diffusion: Diffusion, level: Level) -> Any:
     """epsilon^2 at a level."""
     if callable(diffusion):
         value = torch.as_tensor(diffusion(level), dtype=torch.float64)
         if value.shape not in ((), level.shape) or not bool((value >= 0).all()):
             raise ValueError(f"the diffusion is epsilon^2 >= 0 of the level's shape {tuple(level.shape)}: got {value}")
         return value.expand(level.shape)
-    return diffusion * 2 * level.sigma * (level.alpha * level.d_sigma - level.sigma * level.d_alpha) / level.alpha
+    return diffusion * level.diffusion2
+
+
+def _root(variance: Any) -> Coefficient:
+    """The standard deviation of a step's noise."""
+    return variance.root() if isinstance(variance, Matrix) else torch.sqrt(variance)
 
 
 def at_an_end(t: Level, s: Level) -> bool:
@@ -109,6 +120,8 @@ def at_an_end(t: Level, s: Level) -> bool:
 def exact_step(table: Writer, x: Register, t: Level, s: Level, diffusion: Diffusion) -> Expression:
     """The reverse SDE from t to s with x0 held: noise forgets itself at the rate epsilon^2/(2 sigma^2)."""
     p = table.evaluate(x, t)
+    if isinstance(table.process, PhaseSpace):
+        return follow(table.process, x, p, s)
     if callable(diffusion):  # its ratio to g^2 at t, 0 where g^2 is infinite
         ratio = torch.nan_to_num(diffusion2(diffusion, t) / diffusion2(1.0, t), nan=1.0)
     else:

@@ -75,6 +75,10 @@ class RungeKutta(Solver):
     def exact_for_constant(self) -> bool:
         return self.variable == "sigma"
 
+    @property
+    def matrices(self) -> bool:
+        return self.variable == "t"
+
     def write(self, table: Writer, grid: Level) -> None:
         x, variable = table.state, VARIABLES[self.variable]
         for t, s in pairwise(grid):

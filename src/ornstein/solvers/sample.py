@@ -145,16 +145,22 @@ def sample(
             raise NonFiniteError(
                 "the samples are not finite, but a replay with the same noise is: the network or a hook is random"
             )
-        decode = (lambda v: v) if denoiser.scaling is None else denoiser.scaling.decode
         path = None
         if trajectory:
-            path = like(x, [torch.stack([decode(parts(s)[c]) for s in kept]) for c in range(len(parts(x)))])
+            states = [in_units(denoiser, state) for state in kept]
+            path = like(states[0], [torch.stack(column) for column in zip(*map(parts, states), strict=True)])
         error = None
         if loop.error:
             std = denoiser.scaling.std if isinstance(denoiser.scaling, Scaling) else torch.ones(())
             rms = [(part * std.to(part)).flatten(1).square().mean(1).sqrt() for part in loop.error]
             error = like(x, rms)
-        return Samples(like(x, [decode(part) for part in parts(x)]), loop.nfe, noise.seed, table, path, error)
+        return Samples(in_units(denoiser, x), loop.nfe, noise.seed, table, path, error)
+
+
+def in_units(denoiser: BaseDenoiser, state: State) -> State:
+    """The data of a state, in the user's units."""
+    data = denoiser.process.data_of(state)
+    return data if denoiser.scaling is None else like(data, [denoiser.scaling.decode(part) for part in parts(data)])
 
 
 @contextmanager

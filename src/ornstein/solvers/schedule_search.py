@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._types import Cond
 from ..denoiser import BaseDenoiser
-from ..processes import GaussianProcess, Level
+from ..processes import GaussianProcess, Level, LinearProcess
 from ..random import Seed
 from .grids import Grid
 from .loop import Moment
@@ -34,7 +34,7 @@ class Calibrated(Grid):
     def steps(self) -> tuple[int, ...]:
         return tuple(len(times) - 1 for times in self.schedules)
 
-    def times(self, process: GaussianProcess, steps: int) -> Tensor:
+    def times(self, process: LinearProcess, steps: int) -> Tensor:
         if repr(process) != repr(self.process):
             raise ValueError(f"these times were calibrated for {self.process!r}, not for {process!r}: calibrate again")
         if steps not in self.steps:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..denoiser import BaseDenoiser
-from ..processes import GaussianProcess, Level, Process, ProductLevel
+from ..processes import GaussianProcess, Level, PhaseSpace, Process, ProductLevel
 from .grids import check_grid
 from .table import ProductTable, Table, Writer
 
@@ -26,6 +26,11 @@ class Solver(ABC):
         """Whether a denoiser of constant x0 is followed exactly."""
         return False
 
+    @property
+    def matrices(self) -> bool:
+        """Whether the method is written for coefficients that are matrices too, as in phase space."""
+        return False
+
     @abstractmethod
     def write(self, table: Writer, grid: Level) -> None:
         """Write all steps from grid[0] to grid[-1]."""
@@ -37,7 +42,13 @@ class Solver(ABC):
         if isinstance(grid, ProductLevel):
             return compile_table([self] * len(grid.components), process, grid)
         check_grid(grid)
-        if not isinstance(process, GaussianProcess):
+        if isinstance(process, PhaseSpace):
+            if not self.matrices:
+                raise ValueError(
+                    f"{self!r} steps by scalars, and {process!r} has matrices: choose Euler(), Heun(variable='t'), "
+                    "DDIM(), DEIS(), Conjugate(), EulerMaruyama(), Splitting() or ReducedSymplecticEuler()"
+                )
+        elif not isinstance(process, GaussianProcess):
             raise ValueError(f"{process!r} has several components: give levels of all of them, process.level(times)")
         table = Writer(repr(self), grid[0], process)
         self.write(table, grid)

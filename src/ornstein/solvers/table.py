@@ -18,12 +18,12 @@ from torch import Tensor
 from .._types import View
 from ..errors import TableError
 from ..io.atomic import atomic_write
-from ..processes import GaussianProcess, Level, Process, ProductLevel
+from ..processes import Level, LinearProcess, Matrix, PhaseLevel, Process, ProductLevel
 from ..random import Interval
 
-Coefficient: TypeAlias = float | Tensor
+Coefficient: TypeAlias = float | Tensor | Matrix
 """A float64 scalar; or a tensor: 0-d (live, with a gradient), (batch,) (per-sample times), or any shape that
-broadcasts to (batch, *event)."""
+broadcasts to (batch, *event); or a matrix that mixes the components of a state."""
 
 FORMAT = 1
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {"hypot": torch.hypot}
@@ -195,7 +195,7 @@ class Table:
                 evaluated.add(index)
                 continue
             for atom, c in self.rows[index].terms.items():
-                if not bool(torch.as_tensor(c).detach().isfinite().all()):
+                if not bool(torch.as_tensor(c.value if isinstance(c, Matrix) else c).detach().isfinite().all()):
                     raise TableError(
                         f"{self.solver}: the coefficient of {atom} in r{index} is {c}: a step that begins where "
                         "alpha or sigma is 0 (inversion from data at t = 0) starts a little inside"
@@ -223,7 +223,8 @@ class Table:
 
     @property
     def components(self) -> tuple[Table, ...]:
-        return (self,)
+        """The table of each component of the state: one for all where matrices mix them."""
+        return (self,) * len(self.start.components)
 
     @cached_property
     def levels(self) -> Level:
@@ -266,7 +267,8 @@ class Table:
     @property
     def nonzeros(self) -> int:
         """Coefficients in all rows."""
-        return sum(len(row.terms) + len(row.inputs) for row in self.rows)
+        k = len(self.components)
+        return sum(k * len(row.inputs) + sum(_count(c, k) for c in row.terms.values()) for row in self.rows)
 
     @property
     def adaptive(self) -> bool:
@@ -278,15 +280,17 @@ class Table:
         ours, theirs = self._all_levels, process.level(self._all_levels.t)
         if not isinstance(theirs, Level):
             raise TableError(f"this table ({self.solver}) is for one component, {process!r} has several")
-        for name in ("alpha", "sigma"):
+        if type(theirs) is not type(ours):
+            raise TableError(f"this table ({self.solver}) is for states of a {type(ours).__name__}, not of {process!r}")
+        for name in ours.defining:
             own, other = getattr(ours, name), getattr(theirs, name)
             wrong = (own - other).abs() > 1e-9 * (own.abs() + other.abs())
             if bool(wrong.any()):
-                t = float(ours.t[wrong].flatten()[0])
+                first = tuple(wrong.nonzero()[0].tolist())
+                t = float(ours.t[first[: ours.t.dim()]])
                 raise TableError(
                     f"this table ({self.solver}) was compiled for another process than {process!r}: at t = {t:.4g} "
-                    f"it has {name} = {float(own[wrong].flatten()[0]):.6g}, the process "
-                    f"{float(other[wrong].flatten()[0]):.6g}: compile it again"
+                    f"it has {name} = {float(own[first]):.6g}, the process {float(other[first]):.6g}: compile it again"
                 )
 
     def __str__(self) -> str:
@@ -448,7 +452,7 @@ class Writer:
 
     solver: str
     start: Level
-    process: GaussianProcess | None = None
+    process: LinearProcess | None = None
     _rows: list[Row] = field(init=False)
     _evaluations: list[Evaluation] = field(default_factory=list, init=False)
     _noises: list[Interval] = field(default_factory=list, init=False)
@@ -534,7 +538,9 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _plain(c: Coefficient) -> Coefficient:
-    return float(c) if not isinstance(c, Tensor) or (c.dim() == 0 and not c.requires_grad) else c
+    if isinstance(c, Matrix) or (isinstance(c, Tensor) and (c.dim() > 0 or c.requires_grad)):
+        return c
+    return float(c)
 
 
 def _is_zero(c: Coefficient) -> bool:
@@ -542,9 +548,12 @@ def _is_zero(c: Coefficient) -> bool:
 
 
 def _show(c: Coefficient, sign: str = "") -> str:
-    if isinstance(c, float) or c.dim() == 0:
-        return f"{float(c):{sign}.6g}"
-    return f"[{tuple(c.shape)}]"
+    if isinstance(c, Matrix):
+        rows = c.value.reshape(-1, c.value.shape[-1]).tolist()
+        return f"{sign and '+ '}[{'; '.join(' '.join(f'{v:.4g}' for v in row) for row in rows)}]"
+    if isinstance(c, Tensor) and c.dim():
+        return f"[{tuple(c.shape)}]"
+    return f"{float(c):{sign}.6g}"
 
 
 def _atom_json(atom: Atom) -> list[Any]:
@@ -562,12 +571,21 @@ def _atom_from(kind: str, ident: list[Any]) -> Atom:
     return Output(*ident) if kind == "P" else (Register if kind == "r" else Gaussian)(*ident)
 
 
+def _count(c: Coefficient, components: int) -> int:
+    """How many terms a coefficient is, over all components."""
+    return components**2 if isinstance(c, Matrix) else components
+
+
 def _number_json(c: Coefficient) -> Any:
+    if isinstance(c, Matrix):
+        return {"matrix": c.value.tolist()}
     value = c.detach().tolist() if isinstance(c, Tensor) else c
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number_from(value: Any) -> Coefficient:
+    if isinstance(value, dict):
+        return Matrix(torch.tensor(value["matrix"], dtype=torch.float64))
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else float(value)
 
 
@@ -582,8 +600,9 @@ def _level_json(level: Level | None) -> list[Any] | None:
 def _level_from(data: list[Any] | None) -> Level | None:
     if data is None:
         return None
-    return Level(*(torch.tensor(_floats(values), dtype=torch.float64) for values in data))
+    kind = Level if len(data) == len(fields(Level)) else PhaseLevel
+    return kind(*(torch.tensor(_floats(values), dtype=torch.float64) for values in data))
 
 
 def _floats(value: Any) -> Any:
-    return [float(v) for v in value] if isinstance(value, list) else float(value)
+    return [_floats(v) for v in value] if isinstance(value, list) else float(value)

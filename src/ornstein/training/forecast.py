@@ -64,6 +64,8 @@ def forecast(
     """
     device, count = parameters[0].device, sum(p.numel() for p in parameters)
     free, kept = free_memory(device), [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None  # else the trial would add to what is kept
     saved = _Counted(parameters)
     with saved:
         value = loss()

@@ -11,12 +11,12 @@ from torch import Tensor
 from .._types import Cond, State, View
 from ..denoiser import BaseDenoiser
 from ..numerics.tree import like, parts
-from ..processes import GaussianProcess, Level, broadcast
+from ..processes import Level, LinearProcess, broadcast
 from ..random import Noise, Share, derive, fresh_seed, generator
 from .times import TimeLaw, UniformTime
 from .weightings import UnitOutput, UnitTarget
 
-AnyWeighting = Callable[[Level, View, GaussianProcess], Tensor]
+AnyWeighting = Callable[[Level, View, LinearProcess], Tensor]
 
 
 @dataclass(frozen=True)

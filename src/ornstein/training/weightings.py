@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._types import View
 from ..denoiser import EDMPrecondition
-from ..processes import GaussianProcess, Level
+from ..processes import Level, LinearProcess
 from .times import TimeLaw, UniformTime, fall
 
 
@@ -24,7 +24,7 @@ class Weighting(ABC):
     """
 
     @abstractmethod
-    def __call__(self, level: Level, view: View, process: GaussianProcess) -> Tensor:
+    def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         """The weight of a squared error of `view` at `level`."""
 
 
@@ -36,7 +36,7 @@ class UnitTarget(Weighting):
     m and an answer of 0 the loss is (a^2 m + b^2)/(a^2 + b^2) <= max(m, 1): bounded for every view, process and time.
     """
 
-    def __call__(self, level: Level, view: View, process: GaussianProcess) -> Tensor:
+    def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         a, b = level.rows(view)
         return 1 / (a**2 + b**2)
 
@@ -50,7 +50,7 @@ class UnitOutput(Weighting):
 
     precondition: EDMPrecondition
 
-    def __call__(self, level: Level, view: View, process: GaussianProcess) -> Tensor:
+    def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         _, _, c_out, _ = self.precondition.coefficients(level)
         return c_out**-2
 
@@ -68,7 +68,7 @@ class MinSNR(Weighting):
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma must be positive and finite: got {self.gamma}")
 
-    def __call__(self, level: Level, view: View, process: GaussianProcess) -> Tensor:
+    def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         return level.log_snr.exp().clamp_max(self.gamma) / level.conversion("x0", view)[1] ** 2
 
 
@@ -87,7 +87,7 @@ class ELBO(Weighting):
 
     time: TimeLaw = field(default_factory=UniformTime)
 
-    def __call__(self, level: Level, view: View, process: GaussianProcess) -> Tensor:
+    def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         density = self.time.density(level)
         weight = fall(level) / (2 * density * level.conversion("noise", view)[1] ** 2)
         return torch.where(density > 0, weight, 0.0)
