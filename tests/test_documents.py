@@ -29,6 +29,7 @@ QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
         "docs/choosing-a-solver.md",
         "docs/referee.md",
         "docs/training.md",
+        "docs/tuning.md",
         "docs/reference.md",
     ],
 )

@@ -25,6 +25,7 @@ from pipelines import ExactUNet
 
 import ornstein as orn
 from ornstein.interop import ConfigError, OrnsteinScheduler, load, schedule_of
+from ornstein.tuning import teach, tune
 from worlds import F64
 
 V = {"prediction_type": "v_prediction"}
@@ -524,3 +525,37 @@ def test_the_default_grid_is_ours_whatever_a_pipeline_passes():
     torch.testing.assert_close(ours.sigmas.double(), expected.t, rtol=1e-6, atol=1e-7)
     ours.set_timesteps(timesteps=[1000.0, 500.0])
     assert ours.timesteps.tolist() == [1000.0, 500.0]
+
+
+def test_a_tuned_table_in_an_unmodified_pipeline(tmp_path):
+    """A table tuned for the model is used at its own number of steps. The pipeline ends where our loop does, to the
+    rounding of float32, not where the named table does with which tuning began; it comes back from its configuration,
+    which is JSON."""
+    theirs = DDIMScheduler(clip_sample=False)
+    unet = ExactUNet(config(theirs))
+    model = load(unet, scheduler=theirs)
+    three, start = (orn.DPMSolverPP().compile(model.process, orn.LogSNR()(model.process, n)) for n in (3, 4))
+    lessons = teach(model, (16, 2, 1, 1), seed=3, steps=20)
+    tuned = tune(model, nfe=4, lessons=lessons, iterations=3, start=start)
+    ours = OrnsteinScheduler.from_config(theirs, table=tuned, tables={3: three})
+    x = noise()
+    expected, rival = (orn.sample(model, x_init=x, table=table).x for table in (tuned.table, start))
+    assert float((rival - expected).abs().max()) > 1e-2
+    torch.testing.assert_close(run(unet, ours, 4, x), expected, rtol=0, atol=1e-5)
+    ours.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["scheduler_config.json"]
+    again = OrnsteinScheduler.from_pretrained(tmp_path)
+    assert sorted(again.tables) == [3, 4]
+    torch.testing.assert_close(run(unet, again, 4, x), run(unet, ours, 4, x), rtol=0, atol=0)
+    # a whole pipeline, which draws its own start
+    pipe = diffusers.DDPMPipeline(unet, theirs)
+    pipe.scheduler = again
+    pipe.set_progress_bar_config(disable=True)
+    rng = torch.Generator().manual_seed(5)
+    images = pipe(batch_size=8, num_inference_steps=4, generator=rng, output_type="np").images
+    drawn = torch.randn(8, 2, 1, 1, generator=torch.Generator().manual_seed(5), dtype=unet.dtype)
+    out = orn.sample(model, x_init=drawn, table=tuned.table).x
+    shown = (out / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.as_tensor(images), shown, rtol=0, atol=1e-5, check_dtype=False)
+    with pytest.raises(ConfigError, match="compiled tables"):
+        OrnsteinScheduler.from_config(theirs, table=3)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ornstein._extras import require
-from ornstein.report.names import SOLVERS, nearest
+from ornstein.report.names import SOLVERS, TUNED, nearest
 
 if TYPE_CHECKING:
     from ornstein.training import Forecast
@@ -27,6 +31,9 @@ app = typer.Typer(
     Begin with `ornstein quickstart`. A run is a folder: config, checkpoint, metrics, samples, report.
     """,
 )
+
+
+_SOLVER = f"{', '.join(SOLVERS)}, or {TUNED}. [{TUNED} where `ornstein tune` made a table for it, else {SOLVERS[0]}]"
 
 
 @app.callback()
@@ -158,7 +165,8 @@ def sample(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     n: Annotated[int, typer.Option("-n", "--number", help="How many samples.")] = 64,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 20,
-    solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS)}.")] = "dpmpp",
+    solver: Annotated[str | None, typer.Option(help=_SOLVER)] = None,
+    named: Annotated[bool, typer.Option("--named", help="The named solver, also where a table was tuned.")] = False,
     label: Annotated[
         str | None, typer.Option(help="The class to sample; `held-out`: those that evaluate takes. [each in turn]")
     ] = None,
@@ -179,14 +187,15 @@ def sample(
     """Sample a trained run, into a file or into a folder of shards (.npz: x, and the labels y).
 
     Sample i depends on the seed and on i alone, not on the batch or the number of processes. If it is interrupted, the
-    same command goes on where it was; started by torchrun or accelerate, many processes share the work.
+    same command goes on where it was; started by torchrun or accelerate, many processes share the work. Where
+    `ornstein tune` made a table for these steps and this guidance, it is taken; --named or --solver do without.
 
       ornstein sample runs/digits -n 64 --steps 10 --solver dpmpp3 --label 3 --guidance 2 --out threes.png
 
       torchrun --nproc-per-node 4 -m ornstein sample runs/digits -n 50000 --out many.npz
     """
     _needs("pydantic", "yaml", "safetensors")
-    _known_solver(solver)
+    _known_solver(solver, named)
     if n < 1:
         raise ValueError(f"-n {n}: at least 1 sample")
     if batch < 1:
@@ -199,21 +208,66 @@ def sample(
 
     opened = Run.open(run)
     options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
-    options["average"] = average
+    options |= {"average": average, "tuned": not named}
     job = opened.job(n, out=out, form=form, batch=batch, labels=opened.labels_named(label), **options)
     if check:
         _checked(job)
         return
     job.run()
     if job.workers.main:
-        typer.echo(f"{n} samples, {job.sampler.nfe} network evaluations each: {job.target}")
+        typer.echo(f"{n} samples, {job.sampler.nfe} network evaluations each{_by(job)}: {job.target}")
+
+
+@app.command(short_help="Find the best samplers of few steps for a trained run.")
+def tune(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    nfe: Annotated[str, typer.Option(help="Budgets in evaluations of the model, 2 to 100 each.")] = "4,6,8,10",
+    starts: Annotated[int, typer.Option(help="Starts to tune on; a quarter more give the figures.")] = 256,
+    guidance: Annotated[str, typer.Option(help="Scales of guidance, each with tables of its own; 1 is none.")] = "1",
+    label: Annotated[str | None, typer.Option(help="The class of the starts, as in sample. [each in turn]")] = None,
+    seed: Annotated[int, typer.Option(help="Repeats the tables.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda. [cuda where there is one]")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Tune anew what is there already.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="All but the first network evaluation.")] = False,
+) -> None:
+    """Find for each budget the table of steps whose samples are closest to the model's own flow, and keep it in RUN.
+
+    The fine flow of some starts is followed once; from the best of the named solvers on, times and weights of each
+    table are fitted to it, and judged on starts that had no say in them. `sample` and `evaluate` with as many
+    --steps then take the table. What is there already stays, as long as the model is not trained on.
+
+      ornstein tune runs/digits --nfe 4,6,8,10 --guidance 1,2
+    """
+    _needs("pydantic", "yaml", "safetensors")
+    budgets = _numbers(nfe, int, "--nfe", "whole numbers from 2, as 4,6,8,10")
+    scales = _numbers(guidance, float, "--guidance", "scales, as 1,2.5")
+    from ornstein.report.columns import columns
+    from ornstein.report.run import Run
+    from ornstein.report.tune import cells, tune_run
+
+    opened = Run.open(run)
+    options: dict[str, Any] = {"guidance": scales, "starts": starts, "labels": opened.labels_named(label)}
+    found = tune_run(opened, budgets, seed=seed, device=device, again=again, check=check, **options)
+    if check:
+        typer.echo("ok")
+        return
+    typer.echo(columns(*cells(found)))
+    taught = sum({one.guidance: one.table.tuned_on["evaluations"]["lessons"] for one in found if not one.kept}.values())
+    if taught:
+        typer.echo(
+            f"and {taught:,} network evaluations for the fine flow of {starts + starts // 4} starts, once a scale"
+        )
+    if kept := sum(one.kept for one in found):
+        typer.echo(f"{kept} of {len(found)} were there already and stay: --again tunes them anew")
+    typer.echo(f"next: ornstein sample {run} --steps {found[-1].table.nfe}")
 
 
 @app.command(short_help="Judge a trained run against held-out data.")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = 20,
-    solver: Annotated[str, typer.Option(help=f"{', '.join(SOLVERS)}.")] = "dpmpp",
+    solver: Annotated[str | None, typer.Option(help=_SOLVER)] = None,
+    named: Annotated[bool, typer.Option("--named", help="The named solver, also where a table was tuned.")] = False,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Repeats the samples.")] = 0,
     average: Annotated[
@@ -232,7 +286,7 @@ def evaluate(
       ornstein evaluate runs/digits --guidance 1.2
     """
     _needs("pydantic", "yaml", "safetensors", "sklearn", "matplotlib")
-    _known_solver(solver)
+    _known_solver(solver, named)
     from ornstein.report.cost import measure
     from ornstein.report.judge import TITLES, goals
     from ornstein.report.page import run_page
@@ -240,13 +294,15 @@ def evaluate(
 
     opened = Run.open(run)
     options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed, "batch": batch}
-    options["average"] = average
+    options |= {"average": average, "tuned": not named}
     if check:
         _checked(opened.judged(**options)[1])
         return
     found = opened.evaluate(**options)
     if not found.main:
         return
+    if found.metrics["sampler"]["solver"] == TUNED:
+        typer.echo(f"samples by the table tuned for {found.metrics['sampler']['steps']} evaluations")
     if not quick:
         measure(opened, found.judge, found.metrics["sampler"])
     run_page(opened, found)
@@ -388,7 +444,9 @@ def run(arguments: list[str]) -> int:
             if word != "--" and word not in options:
                 return _fail(f"{first} has no option {word}; {nearest(word, options)}")
     try:
-        code = command.main([word for word in arguments if word != "--debug"], "ornstein", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            code = command.main([word for word in arguments if word != "--debug"], "ornstein", standalone_mode=False)
         if code == 130:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -416,9 +474,25 @@ def _needs(*modules: str) -> None:
             require(module, extra=extras.get(module, "cli"))
 
 
-def _known_solver(name: str) -> None:
-    if name not in SOLVERS:
-        raise ValueError(f"unknown solver {name!r}; {nearest(name, SOLVERS)}")
+def _known_solver(name: str | None, named: bool) -> None:
+    if name not in (None, TUNED, *SOLVERS):
+        raise ValueError(f"unknown solver {name!r}; {nearest(str(name), [*SOLVERS, TUNED])}")
+    if name == TUNED and named:
+        raise ValueError("--named does without the tuned table that --solver tuned asks for: give one of them")
+
+
+def _by(job: Any) -> str:
+    """What is said of a tuned table, in a word."""
+    tuned = job.sampler.tuned
+    return "" if tuned is None else f" by the tuned table ({tuned.gain:.2f} of the best named solver's error)"
+
+
+def _numbers(text: str, kind: type, option: str, example: str) -> list[Any]:
+    """Numbers with commas between them."""
+    try:
+        return [kind(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text}: give {example}") from None
 
 
 def _checked(job: Any) -> None:
@@ -430,6 +504,14 @@ def _checked(job: Any) -> None:
 def _print_goals(goals: list[Any]) -> None:
     for goal in goals:
         typer.echo(f"  {'pass' if goal.met else 'FAIL'}  {goal.name:<52} {goal.value:6.3f}   ({goal.bound})")
+
+
+def _warn(usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """A warning of this library in one line; of many processes the first says it."""
+    if not category.__module__.startswith("ornstein."):
+        usual(message, category, *where)
+    elif os.environ.get("RANK", "0") == "0":
+        typer.echo(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, code: int = 2) -> int:

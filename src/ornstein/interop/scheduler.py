@@ -18,6 +18,7 @@ from ..errors import TableError
 from ..processes import DiscreteTime, Flow, GaussianProcess, Level, broadcast
 from ..random import Noise
 from ..solvers import Grid, LogSNR, Solver, Stepper, Table, UniPC
+from ..tuning import TunedTable
 from .schedule import OWN, ConfigError, PublishedGrid, Schedule, config_of, schedule_of
 
 
@@ -36,7 +37,7 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         solver: a `Solver` (default UniPC of order 2).
         grid: a `Grid` (default `LogSNR()`); "published" for the times of the scheduler that the model came with. Those
             alone follow what a pipeline says of sigmas and resolution; a list of timesteps is always followed.
-        tables: compiled (perhaps tuned) tables by number of steps, used instead of solver and grid.
+        table, tables: a compiled or tuned table, or several by their numbers of steps, used instead of solver and grid.
         clip: whether to clip x0 where the published scheduler does.
         published: the configuration of the scheduler that the model came with.
     """
@@ -80,7 +81,10 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """From another scheduler or its configuration, with solver, grid, tables and clip; or from one's own."""
+        """From another scheduler or its configuration, with solver, grid, table, tables and clip; or from one's own."""
+        if (table := kwargs.pop("table", None)) is not None:
+            made = _table(table)
+            kwargs["tables"] = {**(kwargs.get("tables") or {}), made.steps: made}
         given = config if isinstance(config, Mapping) else getattr(config, "config", {})
         own = {name: (kwargs if name in kwargs else given)[name] for name in OWN if name in kwargs or name in given}
         own.pop("published_class", None)
@@ -88,7 +92,7 @@ class OrnsteinScheduler(SchedulerMixin, ConfigMixin):
         published |= {name: value for name, value in kwargs.items() if name in published}
         unused = {name: value for name, value in kwargs.items() if name not in OWN and name not in published}
         if unused and not return_unused_kwargs:
-            known = ", ".join((*OWN[:-1], *published))
+            known = ", ".join(("table", *OWN[:-1], *published))
             raise ConfigError(f"{', '.join(unused)} is no option of this scheduler: it has {known}")
         made = cls(**own, published=published)
         return (made, unused) if return_unused_kwargs else made
@@ -374,9 +378,9 @@ class _PipelineNoise(Noise):
 
 
 def _table(table: Any) -> Table:
-    """A table, or one as `Table.to_json` wrote it."""
-    if isinstance(table, Table):
-        return table
+    """A table, a tuned one's, or one as `Table.to_json` wrote it."""
+    if isinstance(table, (Table, TunedTable)):
+        return table if isinstance(table, Table) else table.table
     if not isinstance(table, Mapping):
         raise ConfigError(f"tables maps numbers of steps to compiled tables: got {table!r:.80}")
     try:

@@ -14,8 +14,12 @@ from ornstein.errors import CheckpointError
 from ornstein.io import load_tensors, save_tensors
 from ornstein.progress import bar
 from ornstein.report.judge import Judge
+from ornstein.report.names import TUNED
 from ornstein.report.run import Run
+from ornstein.report.shards import digest_of
 from ornstein.report.show import POINTS
+from ornstein.report.tables import named
+from ornstein.report.tables import read as read_table
 
 BUDGETS = (4, 8, 16, 32)
 """Network evaluations a sample."""
@@ -104,8 +108,11 @@ def _request(run: Run, judge: Judge, sampler: Mapping[str, Any]) -> dict[str, An
     n = min(judge.n, MOST)
     labels = None if judge.labels is None else judge.labels[:n]
     asked: dict[str, Any] = {key: sampler.get(key) for key in ("guidance", "seed", "average")}
-    made = run.sampler(labels=labels, steps=1, **asked).request
+    made = run.sampler(labels=labels, solver=SOLVERS[0], steps=1, **asked).request
     solvers = list(dict.fromkeys([*SOLVERS, sampler["solver"]]))
+    if TUNED in solvers:
+        files = ((nfe, read_table(run.folder, nfe, g)) for nfe, g, _ in named(run.folder) if g == asked["guidance"])
+        made["tables"] = {str(nfe): digest_of(table.table.to_json()) for nfe, table in files if table is not None}
     return {**made, "solver": None, "steps": None, "n": n, "solvers": solvers, "budgets": list(BUDGETS)}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 SOLVERS = ("dpmpp", "dpmpp3", "heun", "ddim", "euler", "ddpm", "iddpm")
 """Solvers of the command line; `ornstein.report.run` says what each stands for."""
 
+TUNED = "tuned"
+"""In place of a solver's name: the table that `ornstein tune` made for the budget."""
 
 SOLVER_TITLES = {
     "dpmpp": "DPM-Solver++ 2",
@@ -16,6 +18,8 @@ SOLVER_TITLES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "euler": "Euler",
+    "iddpm": "DDPM, learned variances",
+    "tuned": "tuned table",
 }
 """What they are called in reports."""
 

@@ -17,6 +17,7 @@ from ornstein.report.cost import read
 from ornstein.report.curves import training_curves
 from ornstein.report.memorisation import memorisation
 from ornstein.report.model import kind_of
+from ornstein.report.named_tuned import named_tuned
 from ornstein.report.over_nfe import against_cost, over_nfe
 from ornstein.report.over_training import over_training
 from ornstein.report.run import Evaluation, Run
@@ -59,11 +60,12 @@ PARTS: dict[str, Part] = {
     "Samples over training": lambda run, found, show: over_training(run.place("watch"), show, run.every),
     "Samples over evaluations": _over_nfe,
     "Quality against cost": _against_cost,
+    "Named against tuned": lambda run, found, show: named_tuned(run.folder, run.model()),
     "Memorisation": lambda run, found, show: memorisation(found.judge, found.x, run.split, show),
     "Training": lambda run, found, show: training_curves(run.history(), run.config.steps, run.config.clip),
     "Settings": _settings,
 }
-"""Every part of the page by its heading, in their order."""
+"""Every part of the page by its heading, in their order; one that has nothing to say is left out."""
 
 
 def run_page(run: Run, found: Evaluation, progress: bool | None = None) -> None:
@@ -76,6 +78,7 @@ def run_page(run: Run, found: Evaluation, progress: bool | None = None) -> None:
         for heading, make in PARTS.items():
             parts.append(_part(heading, make, run, found, show))
             tick()
+    parts = [part for part in parts if part]
     config, n = run.config, len(run.split.train)
     lead = (
         f"{escape(_name(config.data))}: {n:,} samples to train on, {shape_of(run.split)}. Process {config.process}, "

@@ -21,9 +21,10 @@ from ornstein.report.config import Config, make_config, read_config, write_confi
 from ornstein.report.during import Keep, Timing, Watch, stops
 from ornstein.report.judge import Judge, judge_of
 from ornstein.report.model import averages_asked, build, check_memory, objective_of
-from ornstein.report.names import nearest
+from ornstein.report.names import TUNED, nearest
 from ornstein.report.sampler import Job, Sampler, existing, named, target_of
-from ornstein.report.shards import fingerprint, one_line
+from ornstein.report.shards import Request, digest_of, fingerprint, one_line
+from ornstein.report.tables import choose
 from ornstein.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, LogSNR, Samples, Solver, Table
 from ornstein.solvers.grids import as_grid
 from ornstein.solvers.solver import steps_within
@@ -42,6 +43,9 @@ SOLVERS: dict[str, Solver] = {
     "ddpm": DDPM(),
     "iddpm": DDPM(variance="learned"),
 }
+
+NAMED = "dpmpp"
+"""The solver that is taken where none is asked for and no table was tuned."""
 
 MOST_STEPS = 10_000
 """Most steps of a solver: a table of more takes minutes to write, and no solver here gains by it."""
@@ -240,7 +244,7 @@ class Run:
 
     def _draw(self, model: BaseDenoiser) -> Tensor:
         """The samples of a model in training: the same seeds and labels at every stop."""
-        drawn = self.sample(self.config.watch, model=model, steps=20, progress=False).x
+        drawn = self.sample(self.config.watch, model=model, steps=20, solver=NAMED, progress=False).x
         assert isinstance(drawn, Tensor)
         return drawn
 
@@ -285,18 +289,23 @@ class Run:
         self,
         *,
         labels: Tensor | None = None,
-        solver: str = "dpmpp",
+        solver: str | None = None,
         steps: int | None = None,
         nfe: int | None = None,
         guidance: float = 1.0,
         seed: int = 0,
         average: str | None = None,
         model: Denoiser | None = None,
+        tuned: bool = True,
     ) -> Sampler:
         """What makes this run's samples: `labels` (k,) come round and round, by default all classes in turn; `average`
-        is that of `model`."""
-        if solver not in SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}; {nearest(solver, SOLVERS)}")
+        is that of `model`.
+
+        Without a `solver` it is the table that `ornstein tune` made for this budget, guidance and weights, where there
+        is one and `tuned` is true, else "dpmpp". "tuned" asks for that table, and is refused without it.
+        """
+        if solver not in (None, TUNED, *SOLVERS):
+            raise ValueError(f"unknown solver {solver!r}; {nearest(str(solver), [*SOLVERS, TUNED])}")
         classes, space = self.config.labels or 0, self.space
         if labels is not None and not classes:
             raise ValueError(f"{self.folder} was trained without labels: ask for none")
@@ -317,18 +326,27 @@ class Run:
             labels = torch.arange(classes)
         denoiser: BaseDenoiser = model if guidance == 1 else CFG(model, guidance)
         grid = as_grid(LogSNR(), denoiser.process)
-        count = steps if nfe is None else steps_within(nfe, SOLVERS[solver], denoiser, grid)
-        table = SOLVERS[solver].compile(denoiser.process, grid(count))
+        name = NAMED if solver is None or solver == TUNED else solver
+        count = steps if nfe is None else steps_within(nfe, SOLVERS[name], denoiser, grid)
+        table = SOLVERS[name].compile(denoiser.process, grid(count))
         assert isinstance(table, Table)
-        request = {
+        found = None
+        if solver == TUNED or (solver is None and tuned):
+            found = choose(self.folder, denoiser, table.nfe, guidance, required=solver == TUNED)
+        if found is not None:
+            name, table = TUNED, found.table
+        request: Request = {
             "checkpoint": fingerprint(model.state_dict(), model.process, model.predicts),
-            "solver": solver,
+            "solver": name,
             "steps": table.steps,
             "guidance": float(guidance),
             "labels": named(labels, classes),
             "seed": seed,
         }
-        return Sampler(denoiser, table, self.config.event or (), space.complete, labels, space.bounds, seed, request)
+        if found is not None:  # another tuning makes other samples
+            request["table"] = digest_of(table.to_json())
+        event = self.config.event or ()
+        return Sampler(denoiser, table, event, space.complete, labels, space.bounds, seed, request, found)
 
     def labels_named(self, name: str | None) -> Tensor | None:
         """The labels that a person names: a class by its name or number, `held-out` for those of the held-out data."""
@@ -382,17 +400,18 @@ class Run:
     def judged(
         self,
         *,
-        solver: str = "dpmpp",
+        solver: str | None = None,
         steps: int = 20,
         guidance: float = 1.0,
         seed: int = 0,
         average: str | None = None,
         batch: int = 500,
+        tuned: bool = True,
     ) -> tuple[Judge, Job]:
         """A judge, and the samples that it asks for: as many as are held out, with their labels."""
         judge, labels = judge_of(self.split), self.split.held_out.labels
         options: dict[str, Any] = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
-        options["average"] = average
+        options |= {"average": average, "tuned": tuned}
         return judge, self.job(judge.n, form="npz", labels=labels, batch=batch, **options)
 
     def evaluate(self, *, progress: bool | None = None, **options: Any) -> Evaluation:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from ornstein._extras import require
 from ornstein.io import read_json
+from ornstein.report.columns import columns
 from ornstein.report.judge import TITLES
 from ornstein.report.model import kind_of
 from ornstein.report.run import Run
@@ -49,28 +49,7 @@ def show(folder: str | Path) -> str:
     rows = lines(folder)
     if not rows:
         return f"no runs in {folder}: make one with `ornstein train --out {Path(folder) / 'NAME'}`"
-    names = [field.name for field in fields(Line)]
-    cells = [[str(cell) for cell in astuple(row)] for row in rows]
-    if sys.stdout.isatty():
-        try:
-            return _rich(names, cells)
-        except ImportError:
-            pass
-    wide = [max(len(row[i]) for row in [names, *cells]) for i in range(len(names))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in [names, *cells]
-    )
-
-
-def _rich(names: list[str], cells: list[list[str]]) -> str:
-    table = require("rich.table", extra="cli").Table(*names, box=require("rich.box", extra="cli").SIMPLE)
-    for row in cells:
-        table.add_row(*(require("rich.text", extra="cli").Text(cell) for cell in row))
-    console = require("rich.console", extra="cli").Console()
-    with console.capture() as captured:
-        console.print(table)
-    text: str = captured.get()
-    return text.rstrip("\n")
+    return columns([field.name for field in fields(Line)], [[str(cell) for cell in astuple(row)] for row in rows])
 
 
 def _line(folder: Path) -> Line:

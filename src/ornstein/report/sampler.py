@@ -18,6 +18,7 @@ from ornstein.report.formats import check_form, export, finished, form_of, note_
 from ornstein.report.shards import MANIFEST, Request, Rows, Shards, digest_of, read_manifest
 from ornstein.solvers import Samples, Table, sample
 from ornstein.training.workers import Workers
+from ornstein.tuning import TunedTable
 
 MOST_AT_ONCE = 1_000_000
 """Most samples made at once: each has a seed of its own."""
@@ -38,6 +39,7 @@ class Sampler:
         bounds: the least and greatest value of a sample, or None.
         seed: names the noise.
         request: what the samples depend on, less their number, for manifests.
+        tuned: where the table is a tuned one, its figures.
     """
 
     denoiser: BaseDenoiser
@@ -48,6 +50,7 @@ class Sampler:
     bounds: tuple[float, float] | None
     seed: int
     request: Request = field(repr=False)
+    tuned: TunedTable | None = field(default=None, repr=False)
 
     @property
     def nfe(self) -> int:
@@ -58,18 +61,22 @@ class Sampler:
         """The labels of the samples start to stop."""
         return None if self.labels is None else self.labels[torch.arange(start, stop) % len(self.labels)]
 
+    def cond_of(self, start: int, stop: int) -> dict[str, Tensor] | None:
+        """The conditions of the samples start to stop, where the weights are."""
+        labels, first = self.labels_of(start, stop), next(self.denoiser.parameters(), None)
+        cond = self.complete(stop - start) | ({} if labels is None else {"label": labels})
+        where = "cpu" if first is None else first.device
+        return {name: value.to(where) for name, value in cond.items()} or None
+
     def __call__(self, start: int, stop: int, progress: bool | None = None) -> Samples:
         """The samples start to stop, in the user's units, within their bounds."""
         if stop - start > MOST_AT_ONCE:
             raise ValueError(f"at most {MOST_AT_ONCE} samples are made at once: got {stop - start}; `job` makes more")
-        labels, first = self.labels_of(start, stop), next(self.denoiser.parameters(), None)
-        cond = self.complete(stop - start) | ({} if labels is None else {"label": labels})
-        where = "cpu" if first is None else first.device
         out = sample(
             self.denoiser,
             (stop - start, *self.event),
             table=self.table,
-            cond={name: value.to(where) for name, value in cond.items()} or None,
+            cond=self.cond_of(start, stop),
             seed=[derive(self.seed, i) for i in range(start, stop)],
             progress=progress,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ornstein.random import derive, generator
 from ornstein.report.judge import Judge, diversity
 from ornstein.report.model import build
-from ornstein.report.run import Run
+from ornstein.report.run import NAMED, Run
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -40,6 +40,7 @@ def guide(
     real = diversity(judge.real, labels)
     rows = []
     for scale in SCALES:
-        x = run.sample(judge.n, labels=labels, steps=steps, guidance=scale, model=model, progress=False).x
+        options: dict[str, Any] = {"steps": steps, "guidance": scale, "model": model, "solver": NAMED}
+        x = run.sample(judge.n, labels=labels, progress=False, **options).x
         rows.append({"scale": scale, **judge(x), "diversity": diversity(x, labels) / real, "x": x})
     return rows
