@@ -509,7 +509,7 @@ def test_a_strangers_figures_are_no_control_codes(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({"figures": figures}))
     code, out, _ = answer(["runs", str(run)])
     assert code == 0
-    assert "frechet all 2" in out
+    assert "Fréchet distance, all samples 2" in out
     assert "owned" not in out
     assert "\x1b" not in out
     assert "ratioX" not in out

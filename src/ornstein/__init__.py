@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from . import nets as nets
     from . import solvers as solvers
     from . import training as training
+    from . import tuning as tuning
     from .data import Data as Data
     from .data import load_data as load_data
     from .denoiser import BaseDenoiser as BaseDenoiser
@@ -100,11 +101,13 @@ if TYPE_CHECKING:
     from .training import fit as fit
     from .training import load_weights as load_weights
     from .training import save_weights as save_weights
+    from .tuning import TunedTable as TunedTable
+    from .tuning import tune as tune
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "": "data density exact guidance interop metrics nets solvers training",
+    "": "data density exact guidance interop metrics nets solvers training tuning",
     "data": "Data load_data",
     "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Scaling",
     "density": "log_likelihood",
@@ -121,6 +124,7 @@ _HOME = {
     "SDEDPMSolverPP Samples Shifted Solver Stepper Table Timesteps Transitions UniPC Uniform "
     "particle_filter record response sample sample_adaptive sample_parallel",
     "training": "EMA Fit Objective fit load_weights save_weights",
+    "tuning": "TunedTable tune",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)

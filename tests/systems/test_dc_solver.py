@@ -133,6 +133,8 @@ def test_the_cascade_reproduces_a_polynomial():
     del searched[5, 1.0]
     with pytest.raises(ValueError, match="8 searches: one for each of 3 steps and 3 scales"):
         Ratios.fit(searched)
+    with pytest.raises(ValueError, match="has 0 ratios of degree 2, 3 of degree 2"):
+        Ratios.fit({(5, 1.0): DCSolver()})
 
 
 @pytest.mark.parametrize("wanted", [-0.2, 0.13, 1.0, 1.37, 2.4])
@@ -153,3 +155,5 @@ def test_refusals():
     lessons = teach(ring().denoiser(PROCESS), (4, 2), dtype=F64, steps=10)
     with pytest.raises(ValueError, match="steps=2: an interpolation of degree 2 re-times from 3 on"):
         DCSolver().calibrate(lessons, 2)
+    with pytest.raises(ValueError, match="has its start at t = 0.6, the lessons at 1"):
+        DCSolver().calibrate(lessons, 4, orn.Uniform(start=0.6))

@@ -108,6 +108,15 @@ def test_a_window_is_how_far_rows_look_back() -> None:
         assert int((rows - columns).max()) == window - 1
 
 
+def test_a_window_is_kept_to_where_the_named_table_is_better() -> None:
+    """No table of 6 evaluations with one answer a row comes near those with three: it is returned nevertheless."""
+    lessons = teach(ring().denoiser(VP), (32, 2), steps=40, dtype=F64)
+    tuned = tune(lessons.denoiser, nfe=6, lessons=lessons, window=1, iterations=1)
+    rows, columns = reduce(tuned.table).weights.nonzero().T
+    assert torch.equal(rows, columns)
+    assert tuned.gain > 1
+
+
 def test_a_low_rank_has_fewer_numbers_and_the_same_start() -> None:
     named = reduce(orn.DPMSolverPP(order=2).compile(VP, orn.LogSNR()(VP, 12)))
     full, low = Parameters(VP, named), Parameters(VP, named, rank=2)
@@ -145,6 +154,22 @@ def test_the_descent_follows_the_table_it_returns(lessons: Lessons) -> None:
         work = Work([lessons], Endpoint(), seed=3)
         own = work.follow(reduce(table))[0].states[-1]
         assert float((own - lessons.run(table, seed=3)).abs().max()) < 1e-9
+
+
+def test_the_descent_follows_the_table_of_a_process_with_a_shift() -> None:
+    """Of a network that answers the velocity, whose part from the shift's slope is its own."""
+    process, world = orn.MeanReverting(), ring()
+    cond = {"mean": normal(32, 2, seed=4)}
+    model = world.denoiser(process, "velocity")
+    x = process.corrupt(world.sample(32), 1.0, noise=normal(32, 2), cond=cond).x
+    scene = Lessons(model, x, x, process.level(1.0), process.level(0.0), cond)
+    table = orn.DPMSolverPP(order=2).compile(process, orn.LogSNR()(process, 5))
+    work = Work([scene], Endpoint(), seed=0)
+    runs = work.follow(reduce(table))
+    shift = process.shift(process.level(0.0).t, cond)
+    end = runs[0].states[-1] if shift is None else runs[0].states[-1] + shift
+    assert float((end - scene.run(table)).abs().max()) < 1e-9
+    assert work.value(reduce(table)) == pytest.approx(scene.endpoint_error(table), rel=1e-9)
 
 
 def test_columns_of_the_jacobian_are_derivatives(lessons: Lessons) -> None:
@@ -289,6 +314,8 @@ def test_what_cannot_be_tuned_is_refused(lessons: Lessons) -> None:
         tune(model, nfe=4, lessons=lessons, start=orn.DDIM().compile(VP, orn.LogSNR()(VP, 5)))
     with pytest.raises(ValueError, match="teach again"):
         tune(ring().denoiser(FLOW), nfe=4, lessons=lessons)
+    with pytest.raises(ValueError, match="scale for each start"):
+        teach(orn.CFG(model, torch.ones(8)), (8, 2), cond={"label": torch.arange(8) % 6}, steps=5).split()
     with pytest.raises(ValueError, match="rank=0: at least 1"):
         tune(model, nfe=4, lessons=lessons, rank=0)
     with pytest.raises(orn.TableError, match="do not fall one by one"):
@@ -312,6 +339,8 @@ def test_lessons_are_refused_where_they_are_not_true() -> None:
         Lessons(good.denoiser, good.starts, good.ends / 0, good.start, good.end)
     with pytest.raises(ValueError, match="one of each"):
         Lessons(good.denoiser, good.starts, good.ends[:4], good.start, good.end)
+    with pytest.raises(ValueError, match="must be the batch of 8"):
+        Lessons(good.denoiser, good.starts, good.ends, good.start, good.end, {"label": torch.arange(9)})
     with pytest.raises(ValueError, match="give the shape"):
         teach(good.denoiser)
     short = orn.DDIM().compile(VP, orn.LogSNR(to_data=False, end=4.0)(VP, 4))

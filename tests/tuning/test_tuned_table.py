@@ -91,6 +91,24 @@ def test_a_fingerprint_is_of_the_weights_to_the_last_bit() -> None:
     assert describe(orn.CFG(one, torch.tensor([2.0, 1.0, 2.0])))["scale"] == [1.0, 2.0]
 
 
+def test_a_fingerprint_is_of_the_settings_around_the_weights() -> None:
+    """The same weights told of other times, scaled otherwise or wrapped are another model; so is another exact world,
+    and guidance by another weak model is other guidance. Use of a model does not change it."""
+    net = model().net
+    scaled = [orn.Denoiser(net, VP, precondition=orn.EDMPrecondition(s)) for s in (0.5, 1.0)]
+    told = [orn.Denoiser(net, VP, "x0", timestep=f) for f in (None, lambda level: 999 * level.t)]
+    wrapped = [orn.guidance.EpsilonScaling(told[0], b) for b in (1.0, 1.1)]
+    guided = [orn.guidance.StaticThresholding(orn.CFG(model(), w)) for w in (1.0, 3.0)]
+    worlds = [ring(std=std).denoiser(VP) for std in (0.15, 0.2)]
+    prints = [fingerprint(one) for one in (*scaled, *told, *wrapped, *guided, *worlds)]
+    assert len(set(prints)) == len(prints)
+    worlds[0](torch.zeros(1, 2), 0.5)
+    assert fingerprint(worlds[0]) == prints[-2] == fingerprint(ring(std=0.15).denoiser(VP))
+    one, two = (orn.guidance.Autoguidance(model(), model(seed), 2.0) for seed in (1, 2))
+    assert fingerprint(one) == fingerprint(two)
+    assert describe(one) != describe(two)
+
+
 def test_a_damaged_file_is_refused(tuned: TunedTable, tmp_path: Path) -> None:
     path = tmp_path / "tuned.safetensors"
     tuned.save(path)

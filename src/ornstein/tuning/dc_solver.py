@@ -119,6 +119,7 @@ class DCSolver(Solver):
             )
         levels: Level = (grid or Uniform())(lessons.process, steps)
         times, truth = levels.t.tolist(), lessons.starts
+        lessons.check(compiled(self, lessons.process, times), ["start"])
         denoiser, cond = lessons.denoiser, lessons.cond
         spent = judged = 0
         ratios: list[float] = []
@@ -189,6 +190,12 @@ class Ratios:
         if len(searched) != len(steps) * len(scales):
             raise ValueError(f"{len(searched)} searches: one for each of {len(steps)} steps and {len(scales)} scales")
         degree = next(iter(searched.values())).degree
+        for (n, w), solver in searched.items():
+            if solver.degree != degree or len(solver.ratios) != n - degree:
+                raise ValueError(
+                    f"the solver of {n} steps and scale {w} has {len(solver.ratios)} ratios of degree {solver.degree}, "
+                    f"{n - degree} of degree {degree} are told: `calibrate` finds them"
+                )
         by_scale = []
         for w in scales:
             by_steps = []

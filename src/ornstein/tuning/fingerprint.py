@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoiser import BaseDenoiser
+from ..denoiser import BaseDenoiser, Denoiser
+from ..exact import World
 from ..guidance import Guided
+
+_SAID = frozenset({"training", "process", "predicts", "heads", "null"})  # elsewhere, or of no say in the answer
 
 
 def fingerprint(denoiser: BaseDenoiser) -> str:
-    """sha256 over the names, types and values of a denoiser's weights and buffers, and over its process.
+    """sha256 over the names, types and values of a denoiser's weights and buffers, over its process, and over the
+    settings around the network: precondition, timesteps, the options of wrappers, the numbers of an exact world.
 
     Of a guided denoiser it is that of the model inside: guidance is no other model. 16 hexadecimal digits.
     """
@@ -22,14 +27,53 @@ def fingerprint(denoiser: BaseDenoiser) -> str:
     sha = hashlib.sha256(f"{type(denoiser).__name__} {denoiser.process!r} {denoiser.predicts}".encode())
     for name, tensor in sorted(denoiser.state_dict().items()):
         if isinstance(tensor, Tensor):
-            own = tensor.detach().to("cpu").contiguous()
-            sha.update(f"{name} {own.dtype} {tuple(own.shape)}".encode())
-            sha.update(own.flatten().view(torch.uint8).numpy().tobytes())
+            _add(sha, name, tensor)
+    for name, value in _settings(denoiser):
+        if isinstance(value, Tensor):
+            _add(sha, name, value)
+        else:
+            sha.update(f"{name} {value!r}".encode())
     return sha.hexdigest()[:16]
 
 
+def _add(sha: Any, name: str, tensor: Tensor) -> None:
+    own = tensor.detach().to("cpu").contiguous()
+    sha.update(f"{name} {own.dtype} {tuple(own.shape)}".encode())
+    sha.update(own.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _settings(denoiser: BaseDenoiser) -> Iterator[tuple[str, Any]]:
+    """What a denoiser answers by besides its weights, as (name, tensor or plain value)."""
+    for name, value in sorted(vars(denoiser).items()):
+        if name.startswith("_") or name in _SAID or value is None:
+            continue
+        if isinstance(value, World):
+            yield from _numbers(value)
+        elif isinstance(value, Tensor | int | float | str):
+            yield name, value
+    if isinstance(denoiser, Denoiser) and denoiser.precondition is not None:
+        yield "precondition", denoiser.precondition
+    if isinstance(denoiser, Denoiser) and denoiser.timestep is not None:
+        process: Any = denoiser.process
+        yield "timestep", denoiser.timestep(process.level(torch.linspace(0.1, 0.9, 9, dtype=torch.float64)))
+    for name, inner in denoiser.named_children():
+        if isinstance(inner, BaseDenoiser):
+            yield f"inside {name}", fingerprint(inner)
+            yield f"guidance {name}", describe(inner)
+
+
+def _numbers(world: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that make a world; not those that it keeps for later, which are private."""
+    for name, value in sorted(vars(world).items()):
+        if isinstance(value, Tensor) and not name.startswith("_"):
+            yield name, value
+        elif name == "covariance":
+            yield from _numbers(value)
+
+
 def describe(denoiser: BaseDenoiser) -> dict[str, Any]:
-    """The guidance around a model, from the outside in, as JSON: {} for none."""
+    """The guidance around a model, from the outside in, as JSON: {} for none. A second model, as that of autoguidance,
+    is named by its fingerprint."""
     if not isinstance(denoiser, Guided):
         return {}
     scale = denoiser.scale
@@ -38,5 +82,8 @@ def describe(denoiser: BaseDenoiser) -> dict[str, Any]:
         "scale": sorted(set(scale.flatten().tolist())) if isinstance(scale, Tensor) else float(scale),
         "interval": None if denoiser.interval is None else list(denoiser.interval),
     }
+    for name, other in denoiser.named_children():
+        if name != "model" and isinstance(other, BaseDenoiser):
+            found[name] = fingerprint(other)
     inner = describe(denoiser.model)
     return {**found, "around": inner} if inner else found

@@ -71,6 +71,7 @@ class IIA:
         levels: Level = (grid or LogSNR())(process, steps)
         base = compiled(self.solver, process, levels.t.tolist())
         _check(base)
+        lessons.check(base, ["start"])
 
         def moved(x: Tensor, level: Level, sign: int) -> Tensor:
             shift = process.shift(level.t, cond)

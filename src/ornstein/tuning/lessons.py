@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._types import Cond
 from ..denoiser import BaseDenoiser
-from ..numerics.tree import tree_map
+from ..guidance import Guided
+from ..numerics.tree import check_batch, tree_map
 from ..processes import GaussianProcess, Level
 from ..random import Seed, as_noise, generator
 from ..solvers.grids import Grid, LogSNR
@@ -52,6 +53,7 @@ class Lessons:
         process_of(self.denoiser)
         if self.starts.shape != self.ends.shape:
             raise ValueError(f"starts of {tuple(self.starts.shape)} with ends of {tuple(self.ends.shape)}: one of each")
+        check_batch(self.cond, len(self.starts))
         for name in ("starts", "ends"):
             if not bool(getattr(self, name).isfinite().all()):
                 raise ValueError(f"the {name} of these lessons are not finite: the teacher diverges, take more steps")
@@ -65,6 +67,10 @@ class Lessons:
 
     def take(self, rows: Tensor) -> Lessons:
         """The lessons of some rows (n,) of the batch; `evaluations` stays what all of them cost."""
+        if isinstance(self.denoiser, Guided) and torch.as_tensor(self.denoiser.scale).dim():
+            raise ValueError(
+                "a guidance scale for each start is not split with the starts: give one Lessons for each scale"
+            )
         path = self.path
         if path is not None:
             path = FinePath(path.levels, path.states[:, rows], path.x0[:, rows])
@@ -98,10 +104,10 @@ class Lessons:
         error = float(self.errors(table, seed).square().mean().sqrt())
         return error if error < float("inf") else float("inf")
 
-    def check(self, table: Table | ProductTable) -> None:
+    def check(self, table: Table | ProductTable, ends: Sequence[str] = ("start", "end")) -> None:
         """Refuse a table of another process, or one that does not go from these starts to these ends."""
         table.check_process(self.process)
-        for name in ("start", "end"):
+        for name in ends:
             own, other = getattr(self, name).t, getattr(table, name).t
             if not torch.allclose(own, other, rtol=0.0, atol=1e-9):
                 raise ValueError(

@@ -27,7 +27,7 @@ class Objective(ABC):
 
     @abstractmethod
     def residuals(self, x: Tensor, ends: Tensor) -> Tensor:
-        """r (rows, k), float64: a row is a start, or what else stands for one."""
+        """r (rows, k), float64 on the host: a row is a start, or what else stands for one."""
 
     def value(self, x: Tensor, ends: Tensor) -> float:
         """sqrt(L)."""
@@ -75,7 +75,7 @@ class Endpoint(Objective):
     pathwise = True
 
     def residuals(self, x: Tensor, ends: Tensor) -> Tensor:
-        return _mean((x - ends).to(torch.float64))
+        return _mean((x - ends).to("cpu", torch.float64))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Features(Objective):
 
     def residuals(self, x: Tensor, ends: Tensor) -> Tensor:
         with torch.no_grad():
-            return _mean((self.network(x) - self.network(ends)).to(torch.float64))
+            return _mean((self.network(x) - self.network(ends)).to("cpu", torch.float64))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Distribution(Objective):
             raise ValueError(f"directions={self.directions}: at least one")
 
     def residuals(self, x: Tensor, ends: Tensor) -> Tensor:
-        a, b = (v.flatten(1).to(torch.float64) for v in (x, ends))
-        u = torch.randn(a.shape[1], self.directions, generator=generator(self.seed), dtype=torch.float64).to(a.device)
+        a, b = (v.flatten(1).to("cpu", torch.float64) for v in (x, ends))
+        u = torch.randn(a.shape[1], self.directions, generator=generator(self.seed), dtype=torch.float64)
         u = u / u.norm(dim=0)
         return _mean((a @ u).sort(0).values - (b @ u).sort(0).values)

@@ -55,7 +55,8 @@ def tune(
     J^T r. A table has few numbers (nfe^2/2) and a start many coordinates, so that J is tall and the step well
     determined. A column of J is a difference of two runs of which only the part behind the changed number is run again:
     no gradient goes through the network, which may be compiled, quantised or very large. The theta that is kept is the
-    best on validation starts, or the named table where none is better. See `Parameters` for what is free.
+    best on validation starts, or the named table where none is better (with a window, the best that keeps to it, even
+    if the named table is better). See `Parameters` for what is free.
 
     Args:
         model: any denoiser of one GaussianProcess, guided or not.
@@ -110,8 +111,8 @@ def tune(
     ahead.go(iterations - ahead.made, limit)
     name, base = next(iter(bases.items()))
     table = base
-    found = min(descents, key=lambda descent: descent.best)
-    if found.theta is not None and found.best < check.value(reduce(base)):
+    found = min(descents, key=lambda descent: math.inf if descent.theta is None else descent.best)
+    if found.theta is not None and (window is not None or found.best < check.value(reduce(base))):
         made = found.parameters.coefficients(found.theta)
         table = made.table(process, f"tuned, {nfe} evaluations, from {list(bases)[descents.index(found)]}")
     own, before = (torch.cat([scene.errors(t) for scene in apart]) for t in (table, base))
@@ -162,16 +163,18 @@ class Descent:
     J is of a part of the starts, another each time, as long as steps so found lower the loss of all: then of twice as
     many.
 
-    theta: the best on the validation starts, by the objective itself, None where none is better than the table; `best`
-    is that value and `made` the number of Jacobians.
+    theta: the best on the validation starts, by the objective itself, None where none is better than the table (with a
+    window, of all that keep to it); `best` is that value and `made` the number of Jacobians.
     """
 
     def __init__(self, parameters: Parameters, work: Work, check: Work) -> None:
         self.parameters, self.work, self.check = parameters, work, check
-        self.made, self.best = 0, check.value(parameters.named)
-        self.theta: Tensor | None = None
         self._here, self._damping = parameters.begin, 1e-2
-        self._runs = work.follow(parameters.coefficients(self._here))
+        begun = parameters.coefficients(self._here)
+        self.made, self.best = 0, check.value(begun)
+        # the table itself looks back further than a window allows, so that what is kept is of this form from the start
+        self.theta = None if parameters.window is None else self._here
+        self._runs = work.follow(begun)
         self._r = work.residuals(self._runs)
         starts = sum(map(len, work.scenes))
         enough = max(_FEWEST, _TALL * len(parameters) * starts // len(self._r))
