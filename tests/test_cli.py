@@ -126,6 +126,10 @@ def test_what_makes_no_sense_is_one_line(
         ("lr: -1", ["lr", "greater than 0", "-1"]),
         ("steps: [", ["not a YAML file"]),
         ("- steps", ["must hold fields"]),
+        ("1: 2", ["the name of a field is a word, not 1"]),
+        ("read: {1: 2}", ["the name of a field is a word, not 1"]),
+        ("lengths: [{null: 2}]", ["the name of a field is a word, not None"]),
+        ("net: &a {kind: mlp, depth: *a}", ["depth"]),
     ],
 )
 def test_a_bad_config_names_the_field(

@@ -155,5 +155,5 @@ def test_refusals():
     lessons = teach(ring().denoiser(PROCESS), (4, 2), dtype=F64, steps=10)
     with pytest.raises(ValueError, match="steps=2: an interpolation of degree 2 re-times from 3 on"):
         DCSolver().calibrate(lessons, 2)
-    with pytest.raises(ValueError, match="has its start at t = 0.6, the lessons at 1"):
+    with pytest.raises(ValueError, match=r"has its start at t = 0\.6, the lessons at 1"):
         DCSolver().calibrate(lessons, 4, orn.Uniform(start=0.6))

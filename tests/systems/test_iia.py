@@ -115,7 +115,7 @@ def test_refusals():
     for solver in (orn.DDIM(eta=1.0), orn.solvers.EVODiff()):
         with pytest.raises(ValueError, match="IIA refits deterministic solvers"):
             IIA(solver).fit(lessons, 4)
-    with pytest.raises(ValueError, match="has its start at t = 0.6, the lessons at 1"):
+    with pytest.raises(ValueError, match=r"has its start at t = 0\.6, the lessons at 1"):
         IIA().fit(lessons, 4, orn.Uniform(start=0.6))
     with pytest.raises(ValueError, match="window=-1"):
         IIA(window=-1)

@@ -160,10 +160,22 @@ def read_values(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a YAML file: {_short(str(error), 300)}") from error
     if not isinstance(values, dict | None):
         raise ValueError(f"{path} must hold fields (`steps: 1000`), not {_shown(values)}")
-    for key in values or {}:
-        if not isinstance(key, str):
-            raise ValueError(f"{path}: the name of a field is a word, not {_shown(key)}")
+    _check_names(values, str(path))
     return values or {}
+
+
+def _check_names(value: Any, where: str) -> None:
+    """Refuse a field, or one within another, whose name is no text: YAML has numbers, dates and nothing for names too."""
+    seen, left = set[int](), [value]
+    while left:
+        nest = left.pop()
+        if id(nest) in seen or not isinstance(nest, (dict, list)):  # an anchor may loop, or say much in few words
+            continue
+        seen.add(id(nest))
+        for key in nest if isinstance(nest, dict) else ():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the name of a field is a word, not {_shown(key)}")
+        left.extend(nest.values() if isinstance(nest, dict) else nest)
 
 
 class _Loader(yaml.SafeLoader):
@@ -228,6 +240,7 @@ def set_field(values: dict[str, Any], field: str) -> None:
         value = _parsed(text)
     except ValueError as error:
         raise ValueError(f"--set {_short(field)}: {_shown(text)} is no YAML value") from error
+    _check_names(value, f"--set {_short(field)}")
     *parents, last = name.split(".")
     for parent in parents:
         within = values.setdefault(parent, {})
