@@ -165,7 +165,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
 
 def _check_names(value: Any, where: str) -> None:
-    """Refuse a field, or one within another, whose name is no text: YAML has numbers, dates and nothing for names too."""
+    """Refuse a field, at any depth, whose name is no text: YAML has numbers, dates and nothing for names too."""
     seen, left = set[int](), [value]
     while left:
         nest = left.pop()
