@@ -390,6 +390,17 @@ def test_matrices_in_order() -> None:
 
 def test_refusals() -> None:
     process = PSLD()
+    table = orn.DDIM().compile(process, process.level([1.0, 0.5]))
+    with pytest.raises(TableError, match="mixes components"):
+        orn.response(table, 0.0, 1.0)
+    with pytest.raises(ValueError, match="step by step"):
+        orn.sample_parallel(WORLD.denoiser(process), (4, 2), solver=orn.DDIM(), steps=4)
+    model, data = orn.Denoiser(orn.nets.Joined(orn.nets.MLP(4, width=8, depth=1)), process, "score"), torch.zeros(8, 2)
+    with pytest.raises(ViewError, match="no weighting of its own"):
+        orn.fit(model, data, steps=1, progress=False)
+    model = orn.Denoiser(model.net, process, "noise")
+    with pytest.raises(ValueError, match="take UnitTarget"):
+        orn.fit(model, data, steps=1, progress=False, objective=orn.Objective(weighting=orn.training.MinSNR()))
     with pytest.raises(ValueError, match="steps by scalars"):
         orn.sample(WORLD.denoiser(process), (4, 2), solver=orn.DPMSolverPP(), steps=4)
     with pytest.raises(ValueError, match="no momentum"):

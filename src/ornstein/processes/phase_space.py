@@ -58,7 +58,10 @@ class PhaseLevel(Level):
 
     def rows(self, view: View) -> tuple[Tensor, Tensor]:
         if view not in ("x0", "noise"):
-            raise ViewError(f"{view} is made of x0 and noise by matrices in phase space: predict noise, x0 or score")
+            raise ViewError(
+                f"{view} is made of x0 and noise by matrices in phase space, so it has no weighting of its own: train "
+                "on noise or x0, or give Objective(weighting=...)"
+            )
         return super().rows(view)
 
     def conversion(self, source: View, target: View) -> tuple[Tensor, Tensor]:

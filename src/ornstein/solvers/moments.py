@@ -57,6 +57,8 @@ def response(table: Table, mean: Tensor | float, variance: Tensor | float) -> Re
     """
     if table.adaptive:
         raise TableError(f"{table.solver} has rows that depend on the data: its law is not that of a linear program")
+    if len(table.components) > 1:
+        raise TableError(f"{table.solver} mixes components by matrices: a response is of numbers, in one component")
     centre = torch.as_tensor(mean, dtype=torch.float64).reshape(-1)
     spread = torch.as_tensor(variance, dtype=torch.float64).reshape(-1)
     centre, spread = centre + torch.zeros_like(spread), spread + torch.zeros_like(centre)

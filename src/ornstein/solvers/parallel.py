@@ -19,7 +19,7 @@ from ..random import Interval, Noise, Seed
 from .begin import begin
 from .grids import Grid, LogSNR, as_grid
 from .loop import Stepper
-from .sample import Samples, evaluation
+from .sample import Samples, evaluation, in_units
 from .solver import Solver, compile_table
 from .table import ProductTable, Table
 from .unipc import UniPC
@@ -85,6 +85,8 @@ def sample_parallel(
         raise ValueError("give a table, or solver, grid and steps to compile one: not both")
     else:
         table.check_process(denoiser.process)
+    if isinstance(table, Table) and len(table.components) > 1:
+        raise ValueError(f"{denoiser.process!r} mixes components by matrices: sample it step by step, by orn.sample")
     x, noise = begin(denoiser, shape, x_init, table.start.t, cond, seed, dtype, device)
     if table.start.shape not in ((), (1,), (len(parts(x)[0]),)):
         raise ValueError(f"the grid has times for {len(table.start)} samples, the batch is {len(parts(x)[0])}")
@@ -99,9 +101,7 @@ def sample_parallel(
         x = system.finish()
     if not all(bool(part.isfinite().all()) for part in parts(x)):
         raise NonFiniteError("the samples are not finite: orn.sample(..., debug=True) with this table names the step")
-    decode = (lambda v: v) if denoiser.scaling is None else denoiser.scaling.decode
-    x = like(x, [decode(part) for part in parts(x)])
-    return ParallelSamples(x, system.nfe, noise.seed, table, rounds=system.rounds)
+    return ParallelSamples(in_units(denoiser, x), system.nfe, noise.seed, table, rounds=system.rounds)
 
 
 class _System:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._types import View
 from ..denoiser import EDMPrecondition
-from ..processes import Level, LinearProcess
+from ..processes import Level, LinearProcess, PhaseLevel
 from .times import TimeLaw, UniformTime, fall
 
 
@@ -69,7 +69,7 @@ class MinSNR(Weighting):
             raise ValueError(f"gamma must be positive and finite: got {self.gamma}")
 
     def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
-        return level.log_snr.exp().clamp_max(self.gamma) / level.conversion("x0", view)[1] ** 2
+        return level.log_snr.exp().clamp_max(self.gamma) / _scalar(self, level, "x0", view) ** 2
 
 
 @dataclass(frozen=True)
@@ -89,5 +89,12 @@ class ELBO(Weighting):
 
     def __call__(self, level: Level, view: View, process: LinearProcess) -> Tensor:
         density = self.time.density(level)
-        weight = fall(level) / (2 * density * level.conversion("noise", view)[1] ** 2)
+        weight = fall(level) / (2 * density * _scalar(self, level, "noise", view) ** 2)
         return torch.where(density > 0, weight, 0.0)
+
+
+def _scalar(weighting: Weighting, level: Level, source: View, view: View) -> Tensor:
+    """What an error of one view is multiplied by in another; ValueError where that is a matrix."""
+    if isinstance(level, PhaseLevel):
+        raise ValueError(f"{weighting!r} weighs errors by numbers, phase space has matrices: take UnitTarget()")
+    return level.conversion(source, view)[1]
