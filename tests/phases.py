@@ -13,6 +13,9 @@ from ornstein.processes import Phase, PhaseSpace
 from ornstein.random import Noise
 from worlds import F64
 
+ALONE = {"ReducedSymplecticEuler", "Splitting"}
+"""The solvers that split position and momentum, and so serve phase space alone."""
+
 
 def coefficients(process: PhaseSpace) -> tuple[Tensor, Tensor]:
     """F and G G^T over beta, from the recipe: F = -(D + Q) diag(1, 1/mass)."""

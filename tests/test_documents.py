@@ -13,6 +13,7 @@ import typer
 import conformance
 import ornstein as orn
 from ornstein.cli import app as cli
+from phases import ALONE
 
 ROOT = Path(__file__).parent.parent
 QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
@@ -128,8 +129,7 @@ def test_the_conformance_table_is_of_the_solvers_that_there_are():
         for name in orn.solvers.__all__
         if inspect.isclass(value := getattr(orn.solvers, name)) and issubclass(value, orn.Solver)
     }
-    of_phase_space = {"ReducedSymplecticEuler", "Splitting"}  # proven in tests/test_phase_space.py
-    assert {row["class"] for row in data} == exported - {"Solver"} - of_phase_space
+    assert {row["class"] for row in data} == exported - {"Solver"} - ALONE  # those are in tests/test_phase_space.py
     assert [(row["solver"], row["claimed"]) for row in data] == [
         (conformance.label(claim.solver), claim.order) for claim in conformance.CLAIMS
     ]
@@ -139,7 +139,7 @@ def test_the_conformance_table_is_of_the_solvers_that_there_are():
             assert claim.order == NAMED.get(name, lambda s: s.order)(claim.solver), claim
     text = (ROOT / "docs" / "solvers.md").read_text()
     assert conformance.page(data) in text
-    assert all(name in text for name in of_phase_space)
+    assert all(name in text for name in ALONE)
     assert str(ROOT) not in text
 
 

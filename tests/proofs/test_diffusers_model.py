@@ -14,6 +14,7 @@ from diffusers.training_utils import EMAModel
 from sklearn.datasets import load_digits
 
 import ornstein as orn
+from phases import ALONE
 
 STEPS, BATCH, COUNT, SEED = 1500, 64, 64, 0
 
@@ -54,11 +55,11 @@ def train(folder: Path, images: torch.Tensor) -> diffusers.UNet2DModel:
 
 
 def solvers() -> dict[str, orn.Solver]:
-    """Every solver of the library that its defaults make, and that needs no model to be made."""
+    """Every solver of the library that its defaults make, that needs no model to be made and no momentum."""
     kinds = {
         name: kind
         for name, kind in vars(orn.solvers).items()
-        if inspect.isclass(kind) and issubclass(kind, orn.Solver) and not inspect.isabstract(kind)
+        if inspect.isclass(kind) and issubclass(kind, orn.Solver) and not inspect.isabstract(kind) and name not in ALONE
     }
     made = {}
     for name, kind in kinds.items():

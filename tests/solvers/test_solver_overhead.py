@@ -11,6 +11,7 @@ import ornstein as orn
 from ornstein.processes import PSLD
 from ornstein.solvers import Loop, Solver
 from ornstein.solvers.table import Output
+from phases import ALONE
 from worlds import F64, normal, ring
 
 STEPS, BATCH = 20, 16
@@ -37,17 +38,13 @@ GIVEN = {
 }
 
 
-PHASE_ALONE = ("ReducedSymplecticEuler", "Splitting")
-"""Those that split position and momentum."""
-
-
 def table_solvers():
     """Every solver class that is exported, not the base, and serves a process of scalars."""
     found = {name: getattr(orn.solvers, name) for name in orn.solvers.__all__}
     return {
         name: value
         for name, value in found.items()
-        if inspect.isclass(value) and issubclass(value, Solver) and value is not Solver and name not in PHASE_ALONE
+        if inspect.isclass(value) and issubclass(value, Solver) and value is not Solver and name not in ALONE
     }
 
 
