@@ -13,8 +13,8 @@ from ornstein.processes import Phase, PhaseSpace
 from ornstein.random import Noise
 from worlds import F64
 
-ALONE = {"ReducedSymplecticEuler", "Splitting"}
-"""The solvers that split position and momentum, and so serve phase space alone."""
+ALONE = {"BinomialAncestral", "RDDM", "ReducedSymplecticEuler", "Splitting"}
+"""The solvers of one kind of process: those that split position and momentum, that read two heads, that flip bits."""
 
 
 def coefficients(process: PhaseSpace) -> tuple[Tensor, Tensor]:

@@ -249,6 +249,21 @@ def test_evaluate_and_report(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert cli(["report", str(folder)]) == 0
     assert (folder / "report.html").read_text() == text
     run = Run.open(folder)
+    place = tables.place_of(folder, 3, 2.0)
+    whole = place.read_bytes()
+    place.write_bytes(whole[:-9])  # of a damaged file a line says so, and the rest stands
+    with_one_left = named_tuned(folder, run.model())
+    assert "Left out: " in with_one_left
+    assert str(place.name) in with_one_left
+    assert with_one_left.count("<td>") < section.count("<td>")
+    found = tables.read(folder, 4, 1.0)
+    assert found is not None
+    assert f"<td>{found.error:.4g}</td>" in with_one_left
+    assert cli(["report", str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    assert "could not be made" not in text
+    assert "<td>tuned table</td><td>4</td>" in text
+    place.write_bytes(whole)
     before = page.evaluated(run)
     other_weights(folder)
     assert "of other weights" in named_tuned(folder, run.model())

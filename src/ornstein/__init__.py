@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import metrics as metrics
     from . import nets as nets
+    from . import processes as processes
     from . import solvers as solvers
     from . import training as training
     from . import tuning as tuning
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .denoiser import Codec as Codec
     from .denoiser import Denoiser as Denoiser
     from .denoiser import EDMPrecondition as EDMPrecondition
+    from .denoiser import Heads as Heads
     from .denoiser import Scaling as Scaling
     from .density import log_likelihood as log_likelihood
     from .errors import CheckpointError as CheckpointError
@@ -44,15 +46,18 @@ if TYPE_CHECKING:
     from .processes import EDM as EDM
     from .processes import VE as VE
     from .processes import VP as VP
+    from .processes import AffineProcess as AffineProcess
     from .processes import Cosine as Cosine
     from .processes import DiscreteTime as DiscreteTime
     from .processes import Draw as Draw
     from .processes import Flow as Flow
     from .processes import GaussianProcess as GaussianProcess
+    from .processes import Interpolant as Interpolant
     from .processes import Level as Level
     from .processes import MeanReverting as MeanReverting
     from .processes import Product as Product
     from .processes import SubVP as SubVP
+    from .processes import TwoSided as TwoSided
     from .processes import broadcast as broadcast
     from .random import Noise as Noise
     from .random import derive as derive
@@ -107,16 +112,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "": "data density exact guidance interop metrics nets solvers training tuning",
+    "": "data density exact guidance interop metrics nets processes solvers training tuning",
     "data": "Data load_data",
-    "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Scaling",
+    "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Heads Scaling",
     "density": "log_likelihood",
     "errors": "CheckpointError NonFiniteError TableError ViewError",
     "flow_map": "FlowMap",
     "guidance": "Autoguidance CFG Guided",
     "interop": "load save",
     "prediction": "Prediction",
-    "processes": "Cosine DiscreteTime Draw EDM Flow GaussianProcess Level MeanReverting Product SubVP VE VP broadcast",
+    "processes": "AffineProcess Cosine DiscreteTime Draw EDM Flow GaussianProcess Interpolant Level MeanReverting "
+    "Product SubVP TwoSided VE VP broadcast",
     "random": "Noise derive",
     "referee": "Claims certify",
     "solvers": "AdamsBashforth BrownianPath Churn DDIM DDPM DEIS DPMSolver DPMSolverPP Euler EulerMaruyama Grid "

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .errors import ViewError
 from .io.recipe import Recorded
 from .numerics.tree import check_batch, parts
 from .prediction import Output, heads_of, predict
-from .processes import GaussianProcess, Level, Process, broadcast
+from .processes import AffineProcess, Level, Process, broadcast
 
 Call = Callable[[State], Output]
 
@@ -199,8 +199,10 @@ class Denoiser(BaseDenoiser):
             raise ViewError(f"{process!r} has no {predicts}: choose from {', '.join(process.views)}")
         if precondition is not None and predicts != precondition.predicts:
             raise ViewError(f"{precondition!r} makes the denoiser predict {precondition.predicts}, not {predicts}")
-        if precondition is not None and not isinstance(process, GaussianProcess):
-            raise ValueError(f"{precondition!r} scales one state of one GaussianProcess: {process!r} is none")
+        if precondition is not None and not isinstance(process, AffineProcess):
+            raise ValueError(
+                f"{precondition!r} scales one state of one GaussianProcess, or another AffineProcess: {process!r} is none"
+            )
         self.net = net
         self.process = process
         self.predicts = predicts
@@ -239,3 +241,45 @@ class Denoiser(BaseDenoiser):
 
         scales = [[broadcast(c, first) for c in column] for column in pre.coefficients(levels)[:3]]
         return [partial(preconditioned, *row) for row in zip(levels.t, times, *scales, strict=True)]
+
+
+class Heads(BaseDenoiser):
+    """Several models of one process as one, each a named head: (main, name_1, ...) of the same (x, t).
+
+    A view is read from the first that tells it. For an `Interpolant` whose velocity and noise were learned apart,
+
+        both = orn.Heads(velocity, noise=latent)
+
+    has a score too, so that every sampler of the process runs on it. States are in the units of the main model.
+
+    Args:
+        main: the model that answers first.
+        others: further models of an equal process, by the name of their head.
+    """
+
+    def __init__(self, main: BaseDenoiser, **others: BaseDenoiser) -> None:
+        super().__init__()
+        for name, model in others.items():
+            if model.process != main.process:
+                raise ValueError(f"{name} is a model of {model.process!r}, the main one of {main.process!r}")
+            if model.heads or main.heads:
+                raise ValueError("the models that become heads have no further heads of their own")
+        self.main, self.others = main, nn.ModuleDict(others)
+        self.process, self.predicts, self.null = main.process, main.predicts, main.null
+        self.scaling = main.scaling
+        self.heads = {name: model.predicts for name, model in others.items()}
+
+    @property
+    def _all(self) -> dict[str, BaseDenoiser]:
+        return {"main": self.main, **{name: cast(BaseDenoiser, model) for name, model in self.others.items()}}
+
+    def bind(self, levels: Any, x: State, cond: Cond) -> Sequence[Call]:
+        bound = {name: model.bind(levels, x, cond) for name, model in self._all.items()}
+
+        def answer(calls: Mapping[str, Call], x: State) -> Output:
+            return {name: heads_of(call(x))["main"] for name, call in calls.items()}
+
+        return [partial(answer, {name: calls[i] for name, calls in bound.items()}) for i in range(len(levels))]
+
+    def cost(self, levels: Any) -> list[int]:
+        return [sum(costs) for costs in zip(*(model.cost(levels) for model in self._all.values()), strict=True)]

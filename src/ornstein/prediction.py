@@ -11,7 +11,18 @@ from torch import Tensor
 from ._types import VIEWS, Cond, State, View
 from .errors import ViewError
 from .numerics.tree import like, parts
-from .processes import GaussianProcess, Level, Phase, PhaseLevel, Process, ProductLevel, broadcast, check_shift, mix
+from .processes import (
+    AffineProcess,
+    Level,
+    LinearProcess,
+    Phase,
+    PhaseLevel,
+    Process,
+    ProductLevel,
+    broadcast,
+    check_shift,
+    mix,
+)
 
 Output: TypeAlias = Any
 """What a denoiser's forward returns: a state in the predicted view, or a dict of named heads, "main" first."""
@@ -20,6 +31,15 @@ Output: TypeAlias = Any
 def heads_of(output: Output) -> Mapping[str, State]:
     """The named heads of an output; a plain state is the head "main"."""
     return output if isinstance(output, Mapping) else {"main": output}
+
+
+def told_by(level: Level, predicts: View, heads: Mapping[str, View], name: View) -> tuple[str, View]:
+    """(head, its view) of the head from which a view follows: the main one wherever it can."""
+    for head, native in {"main": predicts, **heads}.items():
+        if level.tells(native, name):
+            return head, native
+    known = ", ".join(f"{native} ({head})" for head, native in {"main": predicts, **heads}.items())
+    raise ViewError(f"{name} does not follow from what this model answers, {known}: see orn.Heads")
 
 
 class Prediction:
@@ -34,7 +54,7 @@ class Prediction:
 
     def __init__(
         self,
-        process: GaussianProcess,
+        process: LinearProcess,
         level: Level,
         x: Tensor,
         output: Output,
@@ -82,23 +102,26 @@ class Prediction:
         return self._views[name]
 
     def _form(self, name: View) -> Tensor:
-        answer = heads_of(self.output)["main"]
+        head, native = told_by(self.level, self.predicts, self.heads, name)
+        answer = heads_of(self.output)[head]
         assert isinstance(answer, Tensor)
         if answer.shape != self.x.shape:
             raise ValueError(f"the network returned {tuple(answer.shape)} for a state of {tuple(self.x.shape)}")
-        if name == self.predicts:
+        if name == native:
             return answer
-        c_x, c_p = self.level.conversion(self.predicts, name)
+        c_x, c_p = self.level.conversion(native, name)
         x, shift = self.x, self.process.shift(self.level.t, self.cond)
         if shift is not None:
             check_shift(shift, x)
             x = x - shift
             slope = self.process.d_shift(self.level.t, self.cond)
-            if self.predicts == "velocity" and slope is not None:
+            if native == "velocity" and slope is not None:
                 answer = answer - slope
         view = broadcast(c_x, x) * x + broadcast(c_p, x) * answer
         if shift is not None and name == "velocity" and slope is not None:
             view = view + slope
+        if name == "score" and isinstance(self.process, AffineProcess):
+            return self.process.precision(view, self.cond)
         return view
 
     def head(self, name: str) -> Prediction:
@@ -182,7 +205,7 @@ def predict(
     if isinstance(level, PhaseLevel):
         return PhasePrediction(level, x, output, predicts, heads or {})
     if isinstance(level, Level):
-        assert isinstance(process, GaussianProcess)
+        assert isinstance(process, LinearProcess)
         return Prediction(process, level, x, output, predicts, cond=cond, heads=heads)
     split: list[dict[str, Tensor]] = [{} for _ in parts(x)]
     for name, state in heads_of(output).items():

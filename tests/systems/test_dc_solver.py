@@ -79,11 +79,11 @@ def lower(own, other):
 @pytest.mark.parametrize("grid", [orn.Uniform(), CosineGrid()], ids=["uniform", "cosine"])
 def test_dc_solver(grid):
     """5 evaluations, 64-D mixture, ratios of ten starts: on 400 fresh starts the mean endpoint error is below 0.7 of
-    UniPC's, and below it by 3 standard errors in pairs."""
+    UniPC's, and below it by 3 standard errors in pairs. The starts are none on which the degree was chosen."""
     world = WORLDS["mixture"]
     model = world.denoiser(PROCESS)
-    lessons = teach(model, (10, 64), seed=1, dtype=F64, steps=10)
-    fresh = teach(model, (400, 64), seed=7, dtype=F64, steps=80)
+    lessons = teach(model, (10, 64), seed=201, dtype=F64, steps=10)
+    fresh = teach(model, (400, 64), seed=2001, dtype=F64, steps=80)
     found = DCSolver(order=3).calibrate(lessons, 5, grid)
     own = fresh.errors(found.table)
     base = fresh.errors(compiled(orn.UniPC(order=3, start="published"), PROCESS, grid(PROCESS, 5).t.tolist()))
@@ -107,11 +107,11 @@ def test_guided_ratios_for_a_pair_never_searched():
 
     searched = {}
     for scale in (1.0, 3.0):
-        taught = lessons(scale, 10, 1, 10)
+        taught = lessons(scale, 10, 301, 10)
         for steps in (5, 7):
             searched[steps, scale] = DCSolver(order=3).calibrate(taught, steps, fine=6).solver
     ratios = Ratios.fit(searched)
-    fresh, times = lessons(2.0, 200, 7, 60), orn.Uniform()(PROCESS, 6).t.tolist()
+    fresh, times = lessons(2.0, 200, 2002, 60), orn.Uniform()(PROCESS, 6).t.tolist()
     base, own = (compiled(DCSolver(order=3, ratios=r), PROCESS, times) for r in ((), ratios(6, 2.0)))
     assert lower(fresh.errors(own), fresh.errors(base)) > 3
     assert fresh.endpoint_error(own) < 0.6 * fresh.endpoint_error(base)

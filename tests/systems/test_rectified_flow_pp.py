@@ -194,7 +194,9 @@ def test_pairs_in_training():
     torch.testing.assert_close(drawn.x, (1 - t)[:, None] * x0 + t[:, None] * noise)
     torch.testing.assert_close(drawn.target("velocity"), noise - x0)
     assert list(seen) == ["label"]
-    assert Coupled().pair(x0, {"noise": noise}, 0, Share(0, n, n))[1] is None
+    given, left = Coupled().pair(world.denoiser(FLOW), x0, {"noise": noise}, 0, Share(0, n, n))
+    assert left is None
+    assert given["noise"] is noise
 
     model = orn.Denoiser(orn.nets.MLP(2, labels=6, width=8, depth=1), orn.VP(), "v", scaling=orn.Scaling(5.0, 3.0))
     made = reflow_pairs(model, (n, 2), cond={"label": label}, steps=3, seed=0)

@@ -14,6 +14,7 @@ from ornstein.tuning.autodiffusion import AutoDiffusion
 from ornstein.tuning.evolution import evolve, surrogate
 from ornstein.tuning.found import compiled
 from ornstein.tuning.lessons import teach
+from ornstein.tuning.objectives import Endpoint
 from ornstein.tuning.usf import NAMED, USF, SolverSchedule, Strategy
 from worlds import F64, normal, ring
 
@@ -97,30 +98,39 @@ def lower(own, other):
     "usf", rival="the best homogeneous schedule on log-SNR, Karras and cosine grids; as many trials of times alone"
 )
 def test_usf():
-    """5 evaluations, the 64-D mixture, 64 starts to search on: on 600 fresh ones the schedule's mean endpoint error is
-    below that of the homogeneous one, of six on four grids, that is best on the 64, by 3 standard errors in pairs; and
-    below that of an evolution of its times alone that was allowed as many trials."""
+    """5 evaluations, the 64-D mixture, three searches of 192 starts each: on 1000 fresh ones the schedules' mean square
+    endpoint error, which is what is searched for, is below that of the homogeneous ones, of six on four grids, that are
+    best on the same starts, in pairs by 2.33 standard errors, which chance gives one time in a hundred; and below that
+    of an evolution of their times alone that was allowed as many trials.
+
+    The numbers of starts and stages were chosen on other starts than any here. One search of 64 starts is ruled by the
+    few near a border of modes: in two of five it was no better on fresh ones.
+    """
     world, steps = WORLDS["mixture"], 5
     model = world.denoiser(PROCESS)
-    lessons = teach(model, (64, 64), seed=1, dtype=F64, steps=40)
-    fresh = teach(model, (600, 64), seed=7, dtype=F64, steps=60)
+    fresh = teach(model, (1000, 64), seed=5001, dtype=F64, steps=60)
     search = USF(stages=6)
-    found = search.search(lessons, steps)
-    own = fresh.errors(found.table)
-    assert found.judged == 24 + 6 * 16
-    assert found.evaluations == found.judged * 64 * steps
-    assert found.value == pytest.approx(lessons.endpoint_error(found.table), rel=1e-9)
-    named = {}
-    for grid in search.grids:
-        for how in NAMED.values():
-            table = compiled(SolverSchedule((how,) * steps), PROCESS, grid(PROCESS, steps).t.tolist())
-            named[how, grid] = lessons.endpoint_error(table), table
-    (best, grid), (_, table) = min(named.items(), key=lambda item: item[1][0])
-    assert lower(own, fresh.errors(table)) > 3
-    times_alone = AutoDiffusion(SolverSchedule((best,) * steps), grid, population=16, generations=6, parents=10)
-    alone = times_alone.search(lessons, steps, lambda x, ends: float((x - ends).square().mean().sqrt()))
-    assert alone.judged <= found.judged
-    assert lower(own, fresh.errors(alone.table)) > 3
+    own, plain, moved = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+    for seed in (501, 502, 503):
+        lessons = teach(model, (192, 64), seed=seed, dtype=F64, steps=40)
+        found = search.search(lessons, steps)
+        assert found.judged == 24 + 6 * 16
+        assert found.evaluations == found.judged * 192 * steps
+        assert found.value == pytest.approx(lessons.endpoint_error(found.table), rel=1e-9)
+        named = {}
+        for grid in search.grids:
+            for how in NAMED.values():
+                table = compiled(SolverSchedule((how,) * steps), PROCESS, grid(PROCESS, steps).t.tolist())
+                named[how, grid] = lessons.endpoint_error(table), table
+        (best, grid), (_, table) = min(named.items(), key=lambda item: item[1][0])
+        times_alone = AutoDiffusion(SolverSchedule((best,) * steps), grid, population=16, generations=6, parents=10)
+        alone = times_alone.search(lessons, steps, Endpoint().value)
+        assert alone.judged <= found.judged
+        for errors, one in ((own, found), (plain, None), (moved, alone)):
+            errors.append(fresh.errors(table if one is None else one.table).square())
+    means = [torch.stack(errors).mean(0) for errors in (own, plain, moved)]
+    assert lower(means[0], means[1]) > 2.33
+    assert lower(means[0], means[2]) > 2.33
 
 
 def test_the_surrogate_ranks_what_it_has_not_seen():

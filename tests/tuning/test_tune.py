@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +20,7 @@ from ornstein.tuning import (
     teach,
     tune,
 )
-from ornstein.tuning.named import named
+from ornstein.tuning.named import named, named_table
 from ornstein.tuning.tune import Descent, Work
 from worlds import F64, normal, ring
 
@@ -135,6 +136,15 @@ def test_a_named_table_that_is_lucky_does_not_hide_a_descent(lessons: Lessons, m
     assert "tuned, 3 evaluations" in tuned.table.solver
 
 
+def test_a_named_table_is_found_by_its_name() -> None:
+    found = named(VP, 4)
+    for name in list(found)[::9]:
+        assert str(named_table(VP, 4, name)) == str(found[name])
+    pndm = next(name for name in found if name.startswith("PNDM"))
+    with pytest.raises(ValueError, match="has no table of 0 evaluations"):
+        named_table(VP, 0, pndm)
+
+
 def test_a_low_rank_has_fewer_numbers_and_the_same_start() -> None:
     named = reduce(orn.DPMSolverPP(order=2).compile(VP, orn.LogSNR()(VP, 12)))
     full, low = Parameters(VP, named), Parameters(VP, named, rank=2)
@@ -207,6 +217,27 @@ def test_columns_of_the_jacobian_are_derivatives(lessons: Lessons) -> None:
         if parameters.slots[k] == ("asked", 0, 0):  # one-sided: there is no level above the first
             continue
         assert float((jacobian[:, k] - slope).norm()) <= 1e-4 * float(slope.norm()) + 1e-9, parameters.slots[k]
+
+
+def test_the_first_level_stays_at_the_top_and_its_number_alive(lessons: Lessons) -> None:
+    """No level is above t = 1: past that bound b_0 would change nothing, and never come back. It is held at the bound,
+    where a difference downwards sees its slope, and any step from there is felt."""
+    parameters = Parameters(VP, reduce(orn.DPMSolverPP(order=2).compile(VP, orn.LogSNR()(VP, 4))))
+    place = parameters.slots.index(("asked", 0, 0))
+    theta = parameters.begin.clone()
+    theta[place] = 0.7
+    held = parameters.inside(theta)
+    assert torch.equal(held, parameters.begin)
+    work = Work([lessons.take(torch.arange(16))], Endpoint(), 0)
+    runs = work.follow(parameters.coefficients(held))
+    column = work.jacobian(parameters, held, runs, work.residuals(runs))[:, place]
+    assert float(column.abs().max()) > 0
+    theta[place] = -0.7
+    assert torch.equal(parameters.inside(theta), theta)
+    descent = Descent(parameters, work, work)
+    descent.go(6, math.inf)
+    assert descent.theta is not None
+    assert float(descent.theta[place]) <= 0
 
 
 @pytest.mark.parametrize("nfe", [4])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import ornstein as orn
 from ornstein.io import save_tensors
 from ornstein.tuning import Distribution, Lessons, TunedTable, teach, tune
-from ornstein.tuning.fingerprint import describe, fingerprint
+from ornstein.tuning.fingerprint import covered, describe, fingerprint
 from worlds import F64, ring
 
 VP = orn.VP()
@@ -65,6 +67,47 @@ def test_the_table_is_an_ordinary_one(tuned: TunedTable, lessons: Lessons) -> No
     assert float((out.x - lessons.run(tuned.table)).abs().max()) == 0.0
 
 
+def test_one_line_samples_by_it(tuned: TunedTable, lessons: Lessons) -> None:
+    """`sample` takes the tuned table itself, and checks it on the way."""
+    x_init, cond = lessons.starts, lessons.cond
+    out = orn.sample(lessons.denoiser, x_init=x_init, cond=cond, table=tuned)
+    assert torch.equal(out.x, orn.sample(lessons.denoiser, x_init=x_init, cond=cond, table=tuned.table).x)
+    assert out.table is tuned.table
+    with pytest.raises(orn.TableError, match="compiled for another process"):
+        orn.sample(model(process=orn.VP(beta_max=12.0)), (4, 2), table=tuned)
+    with pytest.warns(UserWarning, match="tuned for another model"):
+        orn.sample(model(seed=1), (4, 2), cond={"label": torch.zeros(4, dtype=torch.long)}, table=tuned)
+
+
+def test_scales_between_those_tuned_on_are_no_other_guidance(tuned: TunedTable) -> None:
+    """Tuned on guidance 1 (none) and 3: 2 is within, 3.5 is not, nor is another interval or kind of guidance."""
+    own = model()
+    known = [describe(own), describe(orn.CFG(own, 3.0))]
+    within = replace(tuned, tuned_on={**tuned.tuned_on, "guidance": known})
+    for scale in (1.0, 2.0, 3.0, torch.tensor([1.5, 2.5])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            within.check(orn.CFG(own, scale))
+    part = orn.CFG(own, 2.0, interval=(0.1, 0.9))
+    for other in (orn.CFG(own, 3.5), orn.CFG(own, torch.tensor([2.0, 4.0])), orn.CFG(own, 0.5), part):
+        with pytest.warns(UserWarning, match="tuned with guidance"):
+            within.check(other)
+    assert covered({}, [describe(orn.CFG(own, 0.0)), describe(orn.CFG(own, 3.0))])  # none is a scale of 1
+    assert not covered({}, [describe(orn.CFG(own, 2.0)), describe(orn.CFG(own, 3.0))])
+    assert not covered({}, [describe(orn.CFG(own, 0.0)), describe(part)])
+    assert covered(describe(orn.CFG(own, 1.0)), [{}])
+
+
+def test_errors_of_a_table_that_diverges_are_infinite(tuned: TunedTable) -> None:
+    """Not nan, which would be neither better nor worse than anything."""
+    wild = torch.full_like(tuned.errors, torch.nan)
+    found = replace(tuned, errors=wild)
+    assert (found.error, found.gain) == (math.inf, math.inf)
+    found = replace(tuned, named_errors=wild)
+    assert (found.named_error, found.gain) == (math.inf, 0.0)
+    assert replace(tuned, errors=wild, named_errors=wild).gain == 1.0
+
+
 def test_another_process_is_refused_and_another_model_warned_of(tuned: TunedTable) -> None:
     own = model()
     with warnings.catch_warnings():
@@ -89,6 +132,24 @@ def test_a_fingerprint_is_of_the_weights_to_the_last_bit() -> None:
     assert describe(orn.CFG(one, 3.0, interval=(0.1, 0.9))) == {"class": "CFG", "scale": 3.0, "interval": [0.1, 0.9]}
     assert describe(one) == {}
     assert describe(orn.CFG(one, torch.tensor([2.0, 1.0, 2.0])))["scale"] == [1.0, 2.0]
+
+
+def test_a_compiled_network_is_the_same_model() -> None:
+    """So is one in a wrapper of data-parallel training: what they hold is the same network."""
+    one, two = model(), model(seed=3)
+
+    class Wrapped(torch.nn.Module):
+        """What such wrappers look like: torch.compile itself takes seconds to import."""
+
+        def __init__(self, net: torch.nn.Module, name: str = "_orig_mod") -> None:
+            super().__init__()
+            self.add_module(name, net)
+
+    def around(net: torch.nn.Module) -> str:
+        return fingerprint(orn.Denoiser(net, VP, predicts="noise"))
+
+    for wrap in (Wrapped, lambda net: Wrapped(Wrapped(net), "module")):
+        assert around(wrap(one.net)) == around(one.net) == fingerprint(one) != around(wrap(two.net))
 
 
 def test_a_fingerprint_is_of_the_settings_around_the_weights() -> None:

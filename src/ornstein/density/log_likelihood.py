@@ -12,7 +12,7 @@ from torch import Tensor
 from .._types import Cond
 from ..denoiser import BaseDenoiser
 from ..numerics.dop853 import dop853
-from ..processes import Level, check_shift
+from ..processes import Level, Multiplicative, Reflected, check_shift
 from ..random import Noise, Seed, as_noise
 from ..solvers.sample import evaluation
 from .units import units_of
@@ -83,9 +83,13 @@ def log_likelihood(
     Source: Chen et al. 2018 (1806.07366), equation 8; Grathwohl et al. 2018 (1810.01367) for the probes; Song et al.
     2020 (2011.13456), appendix D.2.
     """
-    process, scaling = units_of(model, "likelihood")
     if probes is not None and probes < 1:
         raise ValueError(f"probes={probes}: at least one, or None for the exact trace")
+    if isinstance(model.process, Reflected):
+        from .reflected_likelihood import reflected_likelihood  # which takes pieces of this file
+
+        return reflected_likelihood(model, x, cond, start, probes, rtol, atol, seed)
+    process, scaling = units_of(model, "likelihood")
     start = process.finest if start is None else start
     if not 0 <= start < 1:
         raise ValueError(f"start={start}: the time of the data, in [0, 1)")
@@ -96,6 +100,9 @@ def log_likelihood(
     if scaling is not None:
         state = scaling.encode(state)
         jacobian = -scaling.std.to(state).log().expand(x.shape[1:]).sum()
+    if isinstance(process, Multiplicative):
+        state, own = process.state_of(state)
+        jacobian = jacobian + own
     batch, event, dim = len(x), x.shape[1:], x[0].numel()
     here, there = process.level(start), process.level(1.0)
     low, high = (math.atan2(float(level.sigma), float(level.alpha)) for level in (here, there))
@@ -126,7 +133,7 @@ def log_likelihood(
             answer: Tensor = model(rho * u if shift is None else rho * u + shift, level, cond).v
             return answer / rho
 
-        du, products = _slope_and_products(slope, states, signs)
+        du, products = slope_and_products(slope, states, signs)
         divergence = products.sum(0)[:, None] if noise is None else products.T
         return torch.cat([du.flatten(1).cpu().double(), divergence.cpu().double()], 1)
 
@@ -136,20 +143,20 @@ def log_likelihood(
     end, divergence = out.y[:, :dim], out.y[:, dim:]
     rho = torch.hypot(there.alpha, there.sigma)
     latent = (rho * end).reshape(x.shape)
-    prior = -(latent / there.sigma).square().flatten(1).sum(1) / 2 - dim * math.log(2 * math.pi) / 2
-    # log p(u_1) = log p_1(x_1) + d log rho_1, and log p(x) = log p(u_0) - d log rho_0 + d log alpha_0
-    units = dim * (torch.log(rho / there.sigma) + torch.log(here.alpha / torch.hypot(here.alpha, here.sigma)))
     shift = process.shift(there.t, cond)
+    latent = latent if shift is None else latent + shift
+    # log p(u_1) = log p_1(x_1) + d log rho_1, and log p(x) = log p(u_0) - d log rho_0 + d log alpha_0
+    units = dim * (torch.log(rho) + torch.log(here.alpha / torch.hypot(here.alpha, here.sigma)))
     return LogLikelihood(
-        log_prob=prior + divergence.mean(1) + units + jacobian,
+        log_prob=process.log_prior(latent, cond) + divergence.mean(1) + units + jacobian,
         error=divergence.std(1) / math.sqrt(paths) if paths > 1 else None,
-        latent=(latent if shift is None else latent + shift).to(x),
+        latent=latent.to(x),
         nfe=out.evaluations * (1 + len(signs)) * model.cost(here[None])[0],
         seed=None if noise is None else noise.seed,
     )
 
 
-def _slope_and_products(f: Callable[[Tensor], Tensor], u: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+def slope_and_products(f: Callable[[Tensor], Tensor], u: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     """f(u) and v' (df/du) v of each sample for each v in `signs` (m, batch, *event): (m, batch)."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()

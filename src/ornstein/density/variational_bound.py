@@ -11,7 +11,7 @@ from torch import Tensor
 from .._types import Cond
 from ..denoiser import BaseDenoiser, Scaling
 from ..prediction import Prediction, heads_of
-from ..processes import Level, ancestral, broadcast
+from ..processes import GaussianProcess, Level, Multiplicative, ancestral, broadcast
 from ..random import Noise, Seed, as_noise
 from ..solvers.grids import Grid, Uniform
 from ..solvers.sample import evaluation
@@ -113,6 +113,12 @@ def variational_bound(
     Source: Ho, Jain, Abbeel 2020 (2006.11239), equation 5; Nichol, Dhariwal 2021 (2102.09672), equations 4 to 7.
     """
     process, scaling = units_of(model, "bound")
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(f"the bound is a sum of divergences of normal laws: {process!r} has other noise")
+    if isinstance(process, Multiplicative):
+        raise ValueError("take the bound of the logarithms, with a model of the base of this multiplicative process")
+    if "ELBO" not in process.supports:
+        raise ValueError(f"the chain of a bound ends at data: {process!r} has noise left at t = 0, or another end")
     if isinstance(grid, Level):
         if steps is not None:
             raise ValueError("these levels know their number of steps: give a grid, or no steps")
@@ -138,7 +144,7 @@ def variational_bound(
             prediction = model(draw.x, draw.level, cond)
             cost = bound_term(prediction, levels[i], levels[i + 1], floor, state, variance, values, scaling)
             terms.append(cost.double().flatten(1).sum(1))
-    return VariationalBound(prior.cpu(), torch.stack(terms).cpu(), x[0].numel())
+    return VariationalBound(prior.detach().cpu(), torch.stack(terms).cpu(), x[0].numel())
 
 
 def bound_term(
@@ -220,7 +226,7 @@ def check_chain(levels: Level) -> None:
     """Refuse levels that are no chain from noise down to data."""
     if levels.t.dim() != 1 or len(levels) < 2 or not bool((levels.t.diff() < 0).all()):
         raise ValueError("a chain is a list of at least two falling times")
-    if float(levels.sigma[-1]) != 0:
+    if bool(levels.sigma[-1] != 0):
         raise ValueError(
             f"the chain ends at t = {float(levels.t[-1]):.4g} with noise {float(levels.sigma[-1]):.4g}, not at data: "
             "its last time is t = 0 of a process that has no noise there"

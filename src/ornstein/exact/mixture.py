@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from .._extras import require
 from .covariance import Covariance, Spectrum, Split, column, over
 from .world import Law, World
 
@@ -75,6 +76,36 @@ class GaussianMixture(World):
             allowed = f"({k},)" if factors is not None else f"({k},) or {(k, *self.event)}"
             raise ValueError(f"stds have shape {allowed}: got {tuple(std.shape)}")
         return Covariance.diagonal((std**2).reshape(k, d))
+
+    @classmethod
+    def fit(
+        cls, data: Tensor, components: int, *, shape: str = "full", tries: int = 1, seed: int = 0
+    ) -> GaussianMixture:
+        """The mixture of greatest likelihood for data (n, *event), found by expectation and maximisation.
+
+        shape: of the covariances, "full", "diagonal" or "isotropic". tries: starts from k-means, the best of which is
+        kept. Source: Dempster, Laird, Rubin 1977, as scikit-learn has it.
+        """
+        shapes = {"full": "full", "diagonal": "diag", "isotropic": "spherical"}
+        if shape not in shapes:
+            raise ValueError(f"shape={shape!r}: choose {', '.join(shapes)}")
+        if not 1 <= components <= len(data):
+            raise ValueError(
+                f"components={components} of a mixture for {len(data)} samples: at least 1, at most one each"
+            )
+        estimator = require("sklearn.mixture", extra="metrics").GaussianMixture
+        options = {"covariance_type": shapes[shape], "n_init": tries, "random_state": seed % 2**32}
+        found = estimator(components, **options).fit(_double("data", data).reshape(len(data), -1).numpy())
+        means, weights, spread = (
+            torch.as_tensor(part, dtype=torch.float64) for part in (found.means_, found.weights_, found.covariances_)
+        )
+        means = means.reshape(-1, *data.shape[1:])
+        if shape == "full":
+            mixture = GaussianMixture(means, weights=weights, covs=spread)
+        else:
+            mixture = GaussianMixture(means, spread.sqrt().reshape(means.shape if shape == "diagonal" else -1), weights)
+        mixture.dtype = data.dtype
+        return mixture
 
     @classmethod
     def _of(cls, prior: GaussianMixture, means: Tensor, covariance: Covariance, log_weights: Tensor) -> GaussianMixture:

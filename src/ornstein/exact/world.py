@@ -17,7 +17,7 @@ from ..errors import ViewError
 from ..flow_map import FlowMap
 from ..numerics.dop853 import dop853
 from ..prediction import Output, Prediction
-from ..processes import GaussianProcess, Level, PhaseSpace, broadcast
+from ..processes import PFGMPP, AffineProcess, Correlated, GaussianProcess, Level, PhaseSpace, broadcast
 from ..processes.level import holds
 from ..random import generator
 
@@ -184,15 +184,25 @@ class World(ABC):
     def denoiser(self, process: GaussianProcess, predicts: View | None = None) -> ExactDenoiser: ...
 
     @overload
-    def denoiser(self, process: PhaseSpace, predicts: View | None = None) -> BaseDenoiser: ...
+    def denoiser(self, process: PhaseSpace | PFGMPP | Correlated, predicts: View | None = None) -> BaseDenoiser: ...
 
-    def denoiser(self, process: GaussianProcess | PhaseSpace, predicts: View | None = None) -> BaseDenoiser:
+    def denoiser(
+        self, process: GaussianProcess | PhaseSpace | PFGMPP | Correlated, predicts: View | None = None
+    ) -> BaseDenoiser:
         """The exact denoiser of this world under `process`, answering in any view: x0, in phase space the noise, if
         none is named."""
         if isinstance(process, PhaseSpace):
             from .phase import ExactPhaseDenoiser
 
             return ExactPhaseDenoiser(self, process, predicts or "noise")
+        if isinstance(process, PFGMPP):
+            from .heavy_tailed import ExactHeavyTailedDenoiser
+
+            return ExactHeavyTailedDenoiser(self, process, predicts or "x0")
+        if isinstance(process, Correlated):
+            from .correlated import ExactCorrelatedDenoiser
+
+            return ExactCorrelatedDenoiser(self, process, predicts or "x0")
         return ExactDenoiser(self, process, predicts or "x0")
 
     def flow_map(self, process: GaussianProcess, rtol: float = 1e-10, atol: float = 1e-12) -> ExactFlowMap:
@@ -385,7 +395,7 @@ class ExactDenoiser(BaseDenoiser):
         return exact
 
 
-def coefficients(world: World, process: GaussianProcess, level: Level, view: View) -> tuple[Tensor, Tensor]:
+def coefficients(world: World, process: AffineProcess, level: Level, view: View) -> tuple[Tensor, Tensor]:
     """(a, c) with view = a E[x0 | x] + c score (to which the velocity of a process with a shift adds d shift/dt).
 
     They are finite at sigma = 0 wherever the view exists: sigma sigma' = g^2/2 there, even where sigma' is infinite.

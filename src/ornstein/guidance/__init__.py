@@ -6,6 +6,7 @@ from .change_of_process import ChangeOfProcess
 from .epsilon_scaling import EpsilonScaling
 from .exposure_bias import ExposureBias, exposure_bias
 from .guided import Guided
+from .shorter import Shorter
 from .thresholding import DynamicThresholding, StaticThresholding
 from .time_shift import TimeShift
 from .wrapped import Wrapped
@@ -18,6 +19,7 @@ __all__ = [
     "EpsilonScaling",
     "ExposureBias",
     "Guided",
+    "Shorter",
     "StaticThresholding",
     "TimeShift",
     "Wrapped",

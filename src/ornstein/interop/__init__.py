@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._extras import require
 from .autoencoder import Autoencoder
+from .deepinv import from_deepinv
 from .exported import export_sampler
 from .file import load_model, read_card, save
 from .hub import from_hub, model_card, push_to_hub, save_folder
@@ -29,6 +30,7 @@ __all__ = [
     "Schedule",
     "SigmaModel",
     "export_sampler",
+    "from_deepinv",
     "from_hub",
     "from_sigma",
     "load",

@@ -8,6 +8,8 @@ values may be missing (NaN).
 from ornstein.metrics.association import association, association_distance
 from ornstein.metrics.c2st import C2ST, Classifier, c2st, c2st_power, c2st_series, c2st_table
 from ornstein.metrics.columns import column_distances
+from ornstein.metrics.coupling_error import coupling_error
+from ornstein.metrics.crps import crps
 from ornstein.metrics.extrapolated import Extrapolation, frechet_extrapolated
 from ornstein.metrics.frechet import frechet_distance, frechet_from_moments
 from ornstein.metrics.kid import KID, cubic_mmd, kid
@@ -47,7 +49,9 @@ __all__ = [
     "c2st_table",
     "column_distances",
     "correlation_distance",
+    "coupling_error",
     "cross_correlation",
+    "crps",
     "cubic_mmd",
     "density_coverage",
     "expected_coverage",

@@ -5,6 +5,8 @@ from ornstein.nets.dit import DiT
 from ornstein.nets.embedding import NULL
 from ornstein.nets.joined import Joined
 from ornstein.nets.mlp import MLP
+from ornstein.nets.probability import Probability
+from ornstein.nets.set_transformer import SetTransformer
 from ornstein.nets.unet import UNet
 
-__all__ = ["MLP", "NULL", "DiT", "Joined", "Net", "UNet"]
+__all__ = ["MLP", "NULL", "DiT", "Joined", "Net", "Probability", "SetTransformer", "UNet"]

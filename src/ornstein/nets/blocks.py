@@ -42,3 +42,20 @@ class Attention(nn.Module):
         weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(width // self.heads), dim=-1)
         mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
         return mixed
+
+
+class TransformerBlock(nn.Module):
+    """h <- h + gate1 attention(modulate(norm(h))), then h <- h + gate2 mlp(modulate(norm(h))); adaLN-Zero."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(e)[:, None].chunk(6, dim=-1)
+        h = h + gate1 * self.attention(modulate(self.norm(h), scale1, shift1))
+        out: Tensor = h + gate2 * self.mlp(modulate(self.norm(h), scale2, shift2))
+        return out

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.nets.base import Net
-from ornstein.nets.blocks import Attention, modulate, zeroed
+from ornstein.nets.blocks import TransformerBlock, modulate, zeroed
 
 
 class DiT(Net):
@@ -46,7 +46,7 @@ class DiT(Net):
         self.grid = (self.size[0] // patch, self.size[1] // patch)
         self.register_buffer("positions", _positions(*self.grid, width), persistent=False)
         self.first = nn.Linear(self.inputs * patch**2, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, self.answers * patch**2))
@@ -66,21 +66,6 @@ class DiT(Net):
         h = self.last(modulate(self.norm(h), scale, shift))
         answer: Tensor = h.reshape(batch, rows, columns, self.answers, p, p).permute(0, 3, 1, 4, 2, 5)
         return answer.reshape(batch, self.answers, *self.size)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.modulation = zeroed(nn.Linear(width, 6 * width))
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(e)[:, None].chunk(6, dim=-1)
-        h = h + gate1 * self.attention(modulate(self.norm(h), scale1, shift1))
-        out: Tensor = h + gate2 * self.mlp(modulate(self.norm(h), scale2, shift2))
-        return out
 
 
 def _positions(rows: int, columns: int, width: int) -> Tensor:

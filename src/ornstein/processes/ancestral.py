@@ -35,5 +35,5 @@ def ancestral(t: Level, s: Level) -> Ancestral:
     fresh = -torch.expm1(t.log_snr - s.log_snr)
     kept = (s.sigma / t.sigma) ** 2
     return Ancestral(
-        t.alpha / s.alpha * kept, s.alpha * fresh, t.sigma * torch.sqrt(fresh), t.sigma * torch.sqrt(fresh * kept)
+        t.alpha / s.alpha * kept, s.alpha * fresh, t.sigma * torch.sqrt(fresh), s.sigma * torch.sqrt(fresh)
     )

@@ -1,65 +1,19 @@
-"""The one process: x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise."""
+"""The one process: x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise with standard normal noise."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .._types import VIEWS, Cond, View
-from ..errors import ViewError
-from ..random import Noise, Seed, as_noise
-from .level import Level, broadcast, holds
-from .linear import LinearProcess, check_times
+from ..random import Noise
+from .affine import AffineProcess
 
 
-def check_shift(shift: Tensor | None, x: Tensor) -> None:
-    """Refuse a shift that would be broadcast: it has the state's shape."""
-    if shift is not None and shift.shape != x.shape:
-        raise ValueError(
-            f"the mean in cond has shape {tuple(shift.shape)}, the state {tuple(x.shape)}: give one like it"
-        )
-
-
-def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """df/dt at each entry of t, by forward-mode differentiation."""
-    tangent: Tensor = torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
-    return tangent
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One draw of a process: the state with the pair and the noise that made it, and every conditional target.
-
-    x, x0, noise (and x1 where the process has two ends) have shape (batch, *event).
-    """
-
-    process: GaussianProcess
-    level: Level
-    x: Tensor
-    x0: Tensor
-    noise: Tensor
-    x1: Tensor | None = None
-    cond: Cond = None
-
-    def target(self, view: View) -> Tensor:
-        """What a network that predicts `view` should answer to this draw: view = a x0 + b noise (+ d shift/dt)."""
-        if view == "x0":
-            return self.x0
-        if view == "noise":
-            return self.noise
-        a, b = self.level.rows(view)
-        if not torch.compiler.is_compiling() and not holds(a.isfinite() & b.isfinite()):
-            raise ViewError(f"{view} is not finite at the ends of {self.process!r}: draw times inside (0, 1)")
-        target = broadcast(a, self.x0) * self.x0 + broadcast(b, self.noise) * self.noise
-        slope = self.process.d_shift(self.level.t, self.cond) if view == "velocity" else None
-        return target if slope is None else target + slope
-
-
-class GaussianProcess(LinearProcess):
+class GaussianProcess(AffineProcess):
     """Linear-Gaussian corruption of clean data, for t in [0, 1]: 0 is data, 1 is the end law.
 
         x_t = alpha(t) x0 + shift(t, cond) + sigma(t) noise,     noise ~ N(0, I)
@@ -74,99 +28,24 @@ class GaussianProcess(LinearProcess):
     """
 
     views: tuple[View, ...] = VIEWS
-    """What a network of this process may be asked to predict."""
+    readable: tuple[View, ...] = VIEWS
+    diffuses = True
 
-    @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        """Scale of the data at t."""
+    @property
+    def supports(self) -> tuple[str, ...]:
+        return (*super().supports, *(("ELBO",) if float(self.level(0.0).sigma) == 0 else ()))
 
-    @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
-        """Standard deviation of the noise at t."""
+    def draw_noise(self, shape: Sequence[int], noise: Noise, cond: Cond) -> Tensor:
+        return noise.normal(shape)
 
-    def d_alpha(self, t: Tensor) -> Tensor:
-        """d alpha/dt."""
-        return derivative(self.alpha, t)
+    def colour(self, z: Tensor, cond: Cond) -> Tensor:
+        return z
 
-    def d_sigma(self, t: Tensor) -> Tensor:
-        """d sigma/dt."""
-        return derivative(self.sigma, t)
+    def precision(self, noise: Tensor, cond: Cond) -> Tensor:
+        return noise
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2), falling in t; infinite where sigma or alpha is 0."""
-        return 2 * (self.alpha(t).log() - self.sigma(t).log())
-
-    def wronskian(self, t: Tensor) -> Tensor:
-        """alpha sigma' - sigma alpha' > 0: the determinant of (state, velocity) in (x0, noise)."""
-        return self.alpha(t) * self.d_sigma(t) - self.sigma(t) * self.d_alpha(t)
-
-    def drift(self, t: Tensor) -> Tensor:
-        """f = alpha'/alpha of dx = f (x - shift) dt + ..., finite on the open interval."""
-        return self.d_alpha(t) / self.alpha(t)
-
-    def diffusion2(self, t: Tensor) -> Tensor:
-        """g^2 = 2 sigma (alpha sigma' - sigma alpha') / alpha, finite on the open interval."""
-        return 2 * self.sigma(t) * self.wronskian(t) / self.alpha(t)
-
-    def level(self, t: float | Sequence[float] | Tensor | Level) -> Level:
-        """The level(s) at t, in float64 on the host; times outside [0, 1] are refused.
-
-        Times that already live on an accelerator are evaluated there, in their own precision and unchecked, for
-        samplers whose times depend on the data.
-        """
-        if isinstance(t, Level):
-            return t
-        t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)  # a Python float has no float32
-        if t.device.type == "cpu":
-            t = t.to(torch.float64)
-            if not torch.compiler.is_compiling():
-                check_times(t)
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        for name, value in (("alpha", alpha), ("sigma", sigma)):
-            if not isinstance(value, Tensor) or value.shape != t.shape:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{self!r}.{name}(t) must return a tensor of t's shape {tuple(t.shape)}: got {got} "
-                    "(a constant c is c * torch.ones_like(t))"
-                )
-        return Level(t, alpha, sigma, self.log_snr(t), self.d_alpha(t), self.d_sigma(t))
-
-    def prior(
-        self,
-        shape: Sequence[int],
-        *,
-        seed: Seed | Noise = None,
-        cond: Cond = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """A draw of the end law N(shift(1, cond), sigma(1)^2 I), of shape (batch, *event)."""
-        noise = as_noise(seed, batch=shape[0], dtype=dtype, device=device).normal(shape)
+    def log_prior(self, x: Tensor, cond: Cond = None) -> Tensor:
         end = self.level(1.0)
         shift = self.shift(end.t, cond)
-        x = end.sigma * noise
-        check_shift(shift, x)
-        return x if shift is None else x + shift.to(x)
-
-    def corrupt(
-        self,
-        x0: Tensor,
-        t: float | Tensor | Level,
-        x1: Tensor | None = None,
-        cond: Cond = None,
-        *,
-        noise: Tensor | None = None,
-        seed: Seed | Noise = None,
-    ) -> Draw:
-        """Draw x_t given x0 (batch, *event) at t, a scalar or (batch,); the noise may be given."""
-        if x1 is not None:
-            raise ValueError(f"{type(self).__name__} has one end of data: x1 belongs to two-sided processes")
-        if noise is None:
-            noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
-        elif noise.shape != x0.shape:
-            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
-        level = self.level(t)
-        x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
-        shift = self.shift(level.t, cond)
-        check_shift(shift, x)
-        return Draw(self, level, x if shift is None else x + shift, x0, noise, cond=cond)
+        white = ((x if shift is None else x - shift) / end.sigma).flatten(1)
+        return -white.square().sum(1) / 2 - white.shape[1] * (torch.log(end.sigma) + math.log(2 * math.pi) / 2)

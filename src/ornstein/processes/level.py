@@ -44,6 +44,20 @@ class Level:
         return 2 * self.sigma * (self.alpha * self.d_sigma - self.sigma * self.d_alpha) / self.alpha
 
     @property
+    def no_data(self) -> Tensor:
+        """Where nothing of the data is left, so that steps start in x0 form."""
+        return self.alpha == 0
+
+    @property
+    def no_noise(self) -> Tensor:
+        """Where the state is data, of which a network is not asked."""
+        return self.sigma == 0
+
+    def tells(self, source: View, target: View) -> bool:
+        """Whether a view follows from another, by `conversion`, where both are finite."""
+        return True
+
+    @property
     def shape(self) -> torch.Size:
         return self.t.shape
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._types import Cond, State
+from .._types import VIEWS, Cond, State, View
 from .level import Level, holds
 
 
@@ -24,6 +24,31 @@ class LinearProcess(ABC):
     def finest(self) -> float:
         """The least time at which a network is asked by default; from there one step goes to data."""
         return 0.0
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether stochastic samplers exist."""
+        return True
+
+    @property
+    def readable(self) -> tuple[View, ...]:
+        """What a solver may ask of it."""
+        return VIEWS
+
+    @property
+    def supports(self) -> tuple[str, ...]:
+        """Which of score, velocity, ODE, reverse SDE, likelihood and ELBO it has; what is missing is refused by name.
+
+        score and velocity: views of a prediction. ODE, reverse SDE: samplers in `orn.sample`. likelihood:
+        `orn.log_likelihood`. ELBO: `density.variational_bound`.
+        """
+        views = tuple(view for view in ("score", "velocity") if view in self.readable)
+        return (*views, *(("ODE",) if "velocity" in views else ()), *(("reverse SDE",) if self.diffuses else ()))
+
+    @property
+    def end(self) -> str | None:
+        """For a process between two laws: the entry of `cond` that holds the other end in training."""
+        return None
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:

@@ -167,6 +167,10 @@ class PhaseSpace(LinearProcess):
         return ("noise", "x0", "score")
 
     @property
+    def readable(self) -> tuple[View, ...]:
+        return ("x0", "noise", "score", "velocity")
+
+    @property
     def processes(self) -> tuple[PhaseSpace, PhaseSpace]:
         return (self, self)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._types import VIEWS, Cond, State, View
 from ..numerics.tree import like, parts
 from ..random import Noise, Seed, as_noise
-from .gaussian import Draw, GaussianProcess
+from .affine import Draw
+from .gaussian import GaussianProcess
 from .level import Level
 
 

@@ -18,8 +18,7 @@ from ornstein.report.names import TUNED
 from ornstein.report.run import Run
 from ornstein.report.shards import digest_of
 from ornstein.report.show import POINTS
-from ornstein.report.tables import named
-from ornstein.report.tables import read as read_table
+from ornstein.report.tables import every
 
 BUDGETS = (4, 8, 16, 32)
 """Network evaluations a sample."""
@@ -111,8 +110,8 @@ def _request(run: Run, judge: Judge, sampler: Mapping[str, Any]) -> dict[str, An
     made = run.sampler(labels=labels, solver=SOLVERS[0], steps=1, **asked).request
     solvers = list(dict.fromkeys([*SOLVERS, sampler["solver"]]))
     if TUNED in solvers:
-        files = ((nfe, read_table(run.folder, nfe, g)) for nfe, g, _ in named(run.folder) if g == asked["guidance"])
-        made["tables"] = {str(nfe): digest_of(table.table.to_json()) for nfe, table in files if table is not None}
+        whole = [(nfe, table) for nfe, g, table in every(run.folder)[0] if g == asked["guidance"]]
+        made["tables"] = {str(nfe): digest_of(table.table.to_json()) for nfe, table in whole}
     return {**made, "solver": None, "steps": None, "n": n, "solvers": solvers, "budgets": list(BUDGETS)}
 
 

@@ -12,7 +12,7 @@ from ornstein.denoiser import Denoiser
 from ornstein.random import generator
 from ornstein.report import html
 from ornstein.report.figures import chart
-from ornstein.report.tables import named, read
+from ornstein.report.tables import every
 from ornstein.report.tune import brief
 from ornstein.tuning import TunedTable
 from ornstein.tuning.fingerprint import fingerprint
@@ -22,11 +22,11 @@ DRAWS = 1_000
 
 
 def named_tuned(folder: Path, model: Denoiser) -> str:
-    """The section of the tuned tables of a run; nothing where there are none."""
-    found = [(nfe, guidance, read(folder, nfe, guidance)) for nfe, guidance, _ in named(folder)]
-    tables = [(nfe, guidance, table) for nfe, guidance, table in found if table is not None]
+    """The section of the tuned tables of a run; nothing where there are none. Of a damaged file a line says so."""
+    tables, damaged = every(folder)
+    left = "".join(f'<p class="missed">Left out: {escape(why):.300}</p>' for why in damaged)
     if not tables:
-        return ""
+        return html.section("Named against tuned", left) if left else ""
     own, scales = fingerprint(model), list(dict.fromkeys(guidance for _, guidance, _ in tables))
     lines, rows, stale = dict[str, tuple[list[float], list[float]]](), list[list[str]](), 0
     for nfe, guidance, table in tables:
@@ -67,6 +67,7 @@ def named_tuned(folder: Path, model: Denoiser) -> str:
             escape(caption),
         ),
         html.table([*names, "starts"], rows),
+        left,
     )
 
 

@@ -92,5 +92,19 @@ def named(folder: Path) -> Iterator[tuple[int, float, Path]]:
     yield from sorted(found, key=lambda each: (each[1], each[0]))
 
 
+def every(folder: Path) -> tuple[list[tuple[int, float, TunedTable]], list[str]]:
+    """((evaluations, guidance, table) of every file that is whole, why each of the others is not)."""
+    found, damaged = list[tuple[int, float, TunedTable]](), list[str]()
+    for nfe, guidance, _ in named(folder):
+        try:
+            table = read(folder, nfe, guidance)
+        except ValueError as error:  # damaged, or a link that leads out of the run
+            damaged.append(" ".join(str(error).split()))
+            continue
+        if table is not None:
+            found.append((nfe, guidance, table))
+    return found, damaged
+
+
 def _suffix(guidance: float) -> str:
     return "" if guidance == 1 else f"-g{repr(float(guidance)).removesuffix('.0')}"

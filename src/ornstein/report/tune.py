@@ -22,7 +22,7 @@ from ornstein.report.shards import one_line
 from ornstein.report.tables import fits, place_of, read
 from ornstein.training.workers import Workers
 from ornstein.tuning import Lessons, TunedTable, teach, tune
-from ornstein.tuning.named import named
+from ornstein.tuning.named import named_table
 
 MOST = 100
 """Most evaluations of a table that is tuned: there are half their square of numbers in it."""
@@ -109,7 +109,7 @@ def tune_run(
 
 def judged(made: TunedTable, fresh: Lessons) -> TunedTable:
     """The same table with the errors of starts that had no say in it: those kept apart in tuning chose when to stop."""
-    before = named(fresh.process, made.nfe)[made.tuned_on["named"]]
+    before = named_table(fresh.process, made.nfe, made.tuned_on["named"])
     return replace(made, errors=fresh.errors(made.table), named_errors=fresh.errors(before))
 
 

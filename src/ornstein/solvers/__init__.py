@@ -4,9 +4,11 @@ from .accelerated import AcceleratedDDIM, AcceleratedDDPM
 from .adams_bashforth import AdamsBashforth
 from .adaptive import AdaptiveRungeKutta, AdaptiveSamples, AdaptiveSolver, GottaGoFast, sample_adaptive
 from .ays import AYS, klub
+from .binomial import BinomialAncestral
 from .brownian import BrownianPath
 from .churn import Churn
 from .conjugate import Conjugate
+from .constant_acceleration import ConstantAccelerationFlow, initial_velocity
 from .ddim import DDIM, DDPM
 from .deis import DEIS
 from .denoising_mcmc import Chain, denoising_mcmc, langevin_gibbs
@@ -27,7 +29,9 @@ from .moments import Response, response
 from .momentum import GHVB, HB
 from .parallel import ParallelSamples, sample_parallel
 from .particles import ParticleFilter, Particles, particle_filter, resample
+from .perturbed import PerturbedDDPM
 from .pndm import PNDM
+from .rddm import RDDM
 from .restart import Restart
 from .reverse_sde import EulerMaruyama, StochasticHeun
 from .runge_kutta import RK4, Kutta3, Kutta38, Midpoint, Ralston
@@ -52,6 +56,7 @@ __all__ = [
     "GITS",
     "HB",
     "PNDM",
+    "RDDM",
     "RK4",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
@@ -59,12 +64,14 @@ __all__ = [
     "AdaptiveRungeKutta",
     "AdaptiveSamples",
     "AdaptiveSolver",
+    "BinomialAncestral",
     "BrownianPath",
     "Calibrated",
     "Chain",
     "Choice",
     "Churn",
     "Conjugate",
+    "ConstantAccelerationFlow",
     "CosineGrid",
     "DPMSolver",
     "DPMSolverPP",
@@ -91,6 +98,7 @@ __all__ = [
     "ParallelSamples",
     "ParticleFilter",
     "Particles",
+    "PerturbedDDPM",
     "Polynomial",
     "PredictorCorrector",
     "ProductTable",
@@ -120,6 +128,7 @@ __all__ = [
     "choose_steps",
     "compile_table",
     "denoising_mcmc",
+    "initial_velocity",
     "jump_costs",
     "klub",
     "langevin",

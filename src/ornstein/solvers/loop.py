@@ -16,7 +16,7 @@ from ..denoiser import BaseDenoiser
 from ..errors import NonFiniteError, TableError
 from ..numerics.tree import like, parts
 from ..prediction import Output, heads_of
-from ..processes import GaussianProcess, Level, Process, ProductLevel, check_shift
+from ..processes import AffineProcess, GaussianProcess, Level, LinearProcess, Process, ProductLevel, check_shift
 from ..random import Noise
 from .program import After, Apply, Combine, Draw, Evaluate, Form, program_of
 from .table import Coefficient, ProductTable, Table
@@ -94,10 +94,13 @@ class Stepper:
         self.error: list[Any] = []
         self.replaced: State | None = None
         own: Any = process
-        self.processes: tuple[GaussianProcess, ...] = getattr(own, "processes", (own,))
+        self.processes: tuple[LinearProcess, ...] = getattr(own, "processes", (own,))
         project = getattr(process, "project", None)
         if project is not None:
             self.hooks = (lambda moment: project(moment.x, cond), *self.hooks)
+        reflect = getattr(process, "reflect", None)
+        if reflect is not None:  # of states alone: an auxiliary register is no point of the space
+            self.hooks = (lambda moment: None if moment.level is None else reflect(moment.x), *self.hooks)
         shifts = self._shifts(table.start)
         for shift, part in zip(shifts, parts(x), strict=True):
             check_shift(shift, part)
@@ -133,6 +136,10 @@ class Stepper:
             slots[slot] = part
         shapes = [part.shape for part in parts(x)]
         noises = [component.noises for component in self.table.components]
+        colours: list[Any] = [
+            p.colour if isinstance(p, AffineProcess) and not isinstance(p, GaussianProcess) else None
+            for p in self.processes
+        ]
         single = len(self.processes) == 1 and not self._shifted
         add, differentiable, first = torch.add, self.differentiable, True
         for step in self._steps:
@@ -180,7 +187,8 @@ class Stepper:
             elif isinstance(step, Form):
                 slots[step.slot] = add(slots[step.first], slots[step.second], alpha=step.ratio)
             elif isinstance(step, Draw):
-                slots[step.slot] = noise.increment(shapes[step.component], noises[step.component][step.index])
+                z = noise.increment(shapes[step.component], noises[step.component][step.index])
+                slots[step.slot] = z if colours[step.component] is None else colours[step.component](z, self.cond)
                 continue
             elif isinstance(step, Apply):
                 value = slots[step.slot] = step.function(*[slots[slot] for slot in step.inputs])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._types import View
 from ..errors import TableError
+from ..prediction import told_by
 from ..processes import Matrix, PhaseLevel
 from .table import Atom, Coefficient, Gaussian, Output, ProductTable, Register, Table, _is_zero
 
@@ -123,16 +124,16 @@ def program_of(
 
 def _conversions(
     table: Table, predicts: View, heads: Mapping[str, View]
-) -> dict[Output, tuple[Coefficient, Coefficient]]:
-    """(c_x, c_p) of every view that the rows read, each kind formed at all its levels at once."""
+) -> dict[Output, tuple[Coefficient, Coefficient, str]]:
+    """(c_x, c_p, head) of every view that the rows read, each kind formed at all its levels at once."""
     asked: dict[tuple[str, View | Literal["raw"]], list[Output]] = {}
     for atom in dict.fromkeys(atom for row in table.rows for atom in row.terms if isinstance(atom, Output)):
         asked.setdefault((atom.head, atom.view), []).append(atom)
-    found: dict[Output, tuple[Coefficient, Coefficient]] = {}
+    found: dict[Output, tuple[Coefficient, Coefficient, str]] = {}
     for (head, view), atoms in asked.items():
         native = predicts if head == "main" else heads.get(head)
         if view == "raw" or view == native:
-            found.update(dict.fromkeys(atoms, (0.0, 1.0)))
+            found.update(dict.fromkeys(atoms, (0.0, 1.0, head)))
             continue
         if native is None:
             raise TableError(
@@ -140,9 +141,11 @@ def _conversions(
                 f"it has {', '.join(('main', *heads))}"
             )
         levels = table.levels[[atom.evaluation for atom in atoms]]
+        if head == "main":
+            head, native = told_by(levels, predicts, heads, view)
         plain = _matrices if isinstance(levels, PhaseLevel) else _plain
         pairs = [plain(values) for values in levels.conversion(native, view)]
-        found.update(zip(atoms, zip(*pairs, strict=True), strict=True))
+        found.update({atom: (*pair, head) for atom, *pair in zip(atoms, *pairs, strict=True)})
     return found
 
 
@@ -171,9 +174,9 @@ def _terms(
     made: dict[Key, tuple[Key, Key, float]] = {}
     alone = [_alone(row.terms, table, views) for row in table.rows]
     for view, readers in Counter(view for unheld in alone for view in unheld).items():
-        c_x, c_p = views[view]
+        c_x, c_p, head = views[view]
         if readers > 1 and isinstance(c_x, float) and isinstance(c_p, float):
-            keys = ("r", c, table.evaluations[view.evaluation].register), ("p", c, view.evaluation, view.head)
+            keys = ("r", c, table.evaluations[view.evaluation].register), ("p", c, view.evaluation, head)
             pairs = sorted(zip((c_x, c_p), keys, strict=True), key=lambda pair: -abs(pair[0]))
             (factors[view], first), (other, second) = pairs
             made["v", c, view] = first, second, other / factors[view]
@@ -188,8 +191,8 @@ def _terms(
             elif isinstance(atom, Output) and atom in factors and atom in unheld:
                 total["v", c, atom] = b * factors[atom]
             elif isinstance(atom, Output):
-                c_x, c_p = views[atom]
-                state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, atom.head)
+                c_x, c_p, head = views[atom]
+                state, out = ("r", c, table.evaluations[atom.evaluation].register), ("p", c, atom.evaluation, head)
                 total[state] = total.get(state, 0.0) + b * c_x
                 total[out] = total.get(out, 0.0) + b * c_p
         rows.append({key: value for key, value in _entries(c, len(table.components), total) if not _is_zero(value)})
@@ -207,7 +210,7 @@ def _entries(c: int, components: int, total: Mapping[Key, Coefficient]) -> Itera
 
 
 def _alone(
-    terms: Mapping[Atom, Coefficient], table: Table, views: Mapping[Output, tuple[Coefficient, Coefficient]]
+    terms: Mapping[Atom, Coefficient], table: Table, views: Mapping[Output, tuple[Coefficient, Coefficient, str]]
 ) -> list[Output]:
     """The outputs of a row that bring in a register which nothing else in the row does."""
 

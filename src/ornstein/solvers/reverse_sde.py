@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..processes import Level, Matrix, PhaseSpace
+from ..processes import InterpolantLevel, Level, Matrix, PhaseSpace
 from .exponential import with_noise
 from .phase import follow
 from .solver import Solver
-from .table import Coefficient, Expression, Register, Writer
+from .table import Coefficient, Evaluation, Expression, Register, Writer
 
 Diffusion: TypeAlias = float | Callable[[Level], Tensor]
 """epsilon^2: a number is a multiple of g^2; a function gives epsilon^2 itself, of the level's shape."""
@@ -35,6 +35,9 @@ class EulerMaruyama(Solver):
 
         x_s = alpha_s x0 + sigma_s (k noise + sqrt(1 - k^2) z),   k = (SNR_t/SNR_s)^(epsilon^2/2g^2)
 
+    Between two laws with latent noise (`Interpolant`) the grid may rise as well: dx = [velocity + (epsilon^2/2) score]
+    dt + epsilon dw carries data to the other end.
+
     Source: Song et al. 2020 (2011.13456), equation 6; Ma et al. 2024, "SiT" (2401.08740), equation 6.
     """
 
@@ -48,16 +51,16 @@ class EulerMaruyama(Solver):
         return not callable(self.diffusion)
 
     def write(self, table: Writer, grid: Level) -> None:
-        check_falling(self, grid)
+        check_direction(self, grid)
         x = table.state
         for t, s in pairwise(grid):
             if at_an_end(t, s):
                 x = table.step(exact_step(table, x, t, s, self.diffusion), s)
                 continue
             p = table.evaluate(x, t)
-            h, epsilon2 = t.t - s.t, diffusion2(self.diffusion, t)
-            value = x - h * p.velocity + (h * epsilon2 / 2) * p.score
-            x = table.step(with_noise(table, value, t, s, _root(h * epsilon2)), s)
+            h, variance = t.t - s.t, (t.t - s.t).abs() * diffusion2(self.diffusion, t)
+            value = x - h * p.velocity + drawn(variance / 2, p)
+            x = table.step(with_noise(table, value, t, s, _root(variance)), s)
 
 
 @dataclass(frozen=True)
@@ -83,18 +86,19 @@ class StochasticHeun(Solver):
         return not callable(self.diffusion)
 
     def write(self, table: Writer, grid: Level) -> None:
-        check_falling(self, grid)
+        check_direction(self, grid)
         x = table.state
         for t, s in pairwise(grid):
             if at_an_end(t, s):
                 x = table.step(exact_step(table, x, t, s, self.diffusion), s)
                 continue
-            h, e_t, e_s = t.t - s.t, diffusion2(self.diffusion, t), diffusion2(self.diffusion, s)
+            h = t.t - s.t
+            e_t, e_s = (h.abs() * diffusion2(self.diffusion, level) for level in (t, s))
             p = table.evaluate(x, t)
-            first = (h * e_t / 2) * p.score - h * p.velocity
-            start = with_noise(table, x * 1.0, t, s, _root(h * (e_t + e_s) / 2))
+            first = drawn(e_t / 2, p) - h * p.velocity
+            start = with_noise(table, x * 1.0, t, s, _root((e_t + e_s) / 2))
             q = table.evaluate(table.register(start + first, s), s)
-            x = table.step(start + 0.5 * first + (h * e_s / 4) * q.score - (h / 2) * q.velocity, s)
+            x = table.step(start + 0.5 * first + drawn(e_s / 4, q) - (h / 2) * q.velocity, s)
 
 
 def diffusion2(diffusion: Diffusion, level: Level) -> Any:
@@ -107,6 +111,14 @@ def diffusion2(diffusion: Diffusion, level: Level) -> Any:
     return diffusion * level.diffusion2
 
 
+def drawn(factor: Any, p: Evaluation) -> Expression:
+    """factor score, nothing where nothing is diffused: there the score need not exist."""
+    if isinstance(factor, Tensor) and not bool((factor > 0).any()):
+        return Expression({})
+    share: Expression = p.score * factor
+    return share
+
+
 def _root(variance: Any) -> Coefficient:
     """The standard deviation of a step's noise."""
     return variance.root() if isinstance(variance, Matrix) else torch.sqrt(variance)
@@ -114,7 +126,7 @@ def _root(variance: Any) -> Coefficient:
 
 def at_an_end(t: Level, s: Level) -> bool:
     """Whether the step from t to s touches an infinite level."""
-    return bool((t.alpha == 0).any() | (s.sigma == 0).any())
+    return bool(t.no_data.any() | s.no_noise.any())
 
 
 def exact_step(table: Writer, x: Register, t: Level, s: Level, diffusion: Diffusion) -> Expression:
@@ -137,6 +149,12 @@ def exact_step(table: Writer, x: Register, t: Level, s: Level, diffusion: Diffus
 def check_diffusion(diffusion: Diffusion) -> None:
     if not callable(diffusion) and not 0 <= diffusion < float("inf"):
         raise ValueError(f"diffusion={diffusion} is a multiple of g^2, 0 or more, or a function of the level")
+
+
+def check_direction(solver: Solver, grid: Level) -> None:
+    """Refuse a grid that rises, but between two laws of data, where both directions sample."""
+    if not isinstance(grid, InterpolantLevel):
+        check_falling(solver, grid)
 
 
 def check_falling(solver: Solver, grid: Level) -> None:

@@ -25,7 +25,7 @@ class Tableau:
 
     def fits(self, s: Level) -> bool:
         """Whether no stage is evaluated on clean data, where a network may not answer."""
-        return bool((s.sigma > 0).all()) or all(sum(row) < 1 for row in self.a)
+        return not bool(s.no_noise.any()) or all(sum(row) < 1 for row in self.a)
 
     def slope(self, table: Writer, e: Evaluation, s: Level, variable: Variable) -> Expression:
         """sum_i b_i k_i of the step from the evaluation e to s."""

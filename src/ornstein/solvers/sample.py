@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,15 +16,26 @@ from .._types import Cond, State
 from ..denoiser import BaseDenoiser, Scaling
 from ..errors import NonFiniteError
 from ..numerics.tree import like, parts
-from ..processes import Level, ProductLevel
+from ..processes import Binomial, Interpolant, Level, PhaseSpace, Process, ProductLevel, Reflected
 from ..progress import bar
 from ..random import Noise, Seed
 from .begin import begin
-from .grids import Grid, LogSNR, as_grid
+from .binomial import BinomialAncestral
+from .deis import DEIS
+from .grids import Grid, LogSNR, Uniform, as_grid
+from .heun import Heun
 from .loop import Hook, Loop, Recorder
 from .solver import Solver, compile_table, steps_within
 from .table import ProductTable, Table
 from .unipc import UniPC
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A table with what it was made for, as `orn.TunedTable`."""
+
+    def check(self, model: BaseDenoiser) -> Table:
+        """The table, if it may be run with this model."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def sample(
     steps: int | None = None,
     nfe: int | None = None,
     tol: float | None = None,
-    table: Table | ProductTable | None = None,
+    table: Table | ProductTable | Checked | None = None,
     x_init: State | None = None,
     cond: Cond = None,
     seed: Seed | Noise = None,
@@ -77,14 +88,14 @@ def sample(
     Args:
         denoiser: any denoiser; its network is used in evaluation mode.
         shape: (batch, *event), a named tuple of shapes for a product process; not needed with `x_init`.
-        solver: what compiles the table (default UniPC of order 2); one a component for a product process.
-        grid: a grid (default `LogSNR()`), or its times from first to last.
+        solver: what compiles the table (see `default_solver`); one a component for a product process.
+        grid: a grid (see `default_grid`), or its times from first to last.
         steps, nfe: the number of steps (default 20), or a budget of evaluations to stay within.
         tol: the distance to the exact flow, a root mean square over the event in the user's units, that nine samples in
             ten are to keep by estimate: the steps are doubled until they do, within the budget `nfe` (default 1000).
             The estimate is `error`, all evaluations are counted; where the budget does not reach the tolerance,
             `reason` says so and a warning is given. See `choose_steps`.
-        table: a compiled table, instead of solver, grid and steps.
+        table: a compiled or tuned table, instead of solver, grid and steps.
         x_init: the state at the table's first time, in model units.
         cond: any nest of tensors with the batch as their first axis.
         seed: an int, a generator, one seed a sample, or a stream such as a `BrownianPath` (see `orn.Noise`).
@@ -113,7 +124,8 @@ def sample(
             warnings.warn(chosen.reason, stacklevel=2)
         return replace(chosen.samples, reason=chosen.reason)
     if table is None:
-        solver, make = solver or UniPC(), as_grid(LogSNR() if grid is None else grid, denoiser.process)
+        solver = solver or default_solver(denoiser.process)
+        make = as_grid(default_grid(denoiser.process) if grid is None else grid, denoiser.process)
         if steps is not None and nfe is not None:
             raise ValueError("give steps or nfe, not both")
         if nfe is not None:
@@ -123,6 +135,8 @@ def sample(
         table = compile_table(solver, denoiser.process, make(steps))
     elif any(option is not None for option in (solver, grid, steps, nfe)):
         raise ValueError("give a table, or solver, grid, steps or nfe to compile one: not both")
+    elif isinstance(table, Checked):
+        table = table.check(denoiser)
     else:
         table.check_process(denoiser.process)
 
@@ -155,6 +169,21 @@ def sample(
             rms = [(part * std.to(part)).flatten(1).square().mean(1).sqrt() for part in loop.error]
             error = like(x, rms)
         return Samples(in_units(denoiser, x), loop.nfe, noise.seed, table, path, error)
+
+
+def default_solver(process: Process) -> Solver:
+    """UniPC of order 2; DEIS in phase space, Heun's method in t where a process has no x0, and for zeros and ones
+    their own."""
+    if isinstance(process, Binomial):
+        return BinomialAncestral()
+    if isinstance(process, PhaseSpace):
+        return DEIS()
+    return UniPC() if "x0" in getattr(process, "readable", ("x0",)) else Heun(variable="t")
+
+
+def default_grid(process: Process) -> Grid:
+    """`LogSNR()`; equal steps of t between two laws with noise of their own, in a box and for zeros and ones."""
+    return Uniform() if isinstance(process, (Interpolant, Reflected, Binomial)) else LogSNR()
 
 
 def in_units(denoiser: BaseDenoiser, state: State) -> State:

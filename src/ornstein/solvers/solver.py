@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..denoiser import BaseDenoiser
-from ..processes import GaussianProcess, Level, PhaseSpace, Process, ProductLevel
+from ..errors import ViewError
+from ..processes import Level, LinearProcess, PhaseSpace, Process, ProductLevel
 from .grids import check_grid
 from .table import ProductTable, Table, Writer
 
@@ -48,13 +49,25 @@ class Solver(ABC):
                     f"{self!r} steps by scalars, and {process!r} has matrices: choose Euler(), Heun(variable='t'), "
                     "DDIM(), DEIS(), Conjugate(), EulerMaruyama(), Splitting() or ReducedSymplecticEuler()"
                 )
-        elif not isinstance(process, GaussianProcess):
+        elif not isinstance(process, LinearProcess):
             raise ValueError(f"{process!r} has several components: give levels of all of them, process.level(times)")
         table = Writer(repr(self), grid[0], process)
         self.write(table, grid)
+        self._check_reads(table, process)
         made = table.table()
         made.check_process(process)  # the grid's levels may be another's
         return made
+
+    def _check_reads(self, table: Writer, process: LinearProcess) -> None:
+        """Refuse a method that asks the process for what it does not have, by name."""
+        unknown = [view for view in table.reads if view not in ("raw", *process.readable)]
+        if unknown:
+            raise ViewError(
+                f"{self!r} reads {unknown[0]}, which {process!r} does not have (it has {', '.join(process.readable)}). "
+                "Choose one in t: Euler(), Heun(variable='t'), RK4(variable='t') or AdamsBashforth(variable='t')"
+            )
+        if table.draws and not process.diffuses:
+            raise ValueError(f"{self!r} draws noise, and {process!r} is no diffusion: choose a deterministic solver")
 
 
 def compile_table(

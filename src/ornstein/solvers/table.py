@@ -516,6 +516,16 @@ class Writer:
         """State the estimate of the last state's error, a vector like the state."""
         self._error = value if isinstance(value, Register) else self.register(value)
 
+    @property
+    def reads(self) -> list[str]:
+        """The views that the rows read, of whatever evaluation and head."""
+        return list(dict.fromkeys(atom.view for row in self._rows for atom in row.terms if isinstance(atom, Output)))
+
+    @property
+    def draws(self) -> bool:
+        """Whether any noise is drawn."""
+        return bool(self._noises)
+
     def table(self) -> Table:
         rows, evaluations, noises, order = self._rows, self._evaluations, self._noises, self._order
         return Table(self.solver, tuple(rows), tuple(evaluations), tuple(noises), tuple(order), self._error)
@@ -592,15 +602,20 @@ def _number_from(value: Any) -> Coefficient:
 def _level_json(level: Level | None) -> list[Any] | None:
     if level is None:
         return None
-    if level.shape == ():
-        return [_number_json(getattr(level, f.name)) for f in fields(level)]
-    return [[_number_json(v) for v in getattr(level, f.name)] for f in fields(level)]
+    values = [getattr(level, f.name) for f in fields(level)]
+    numbers: list[Any] = [_number_json(v) if level.shape == () else list(map(_number_json, v)) for v in values]
+    return numbers if type(level) is Level else [type(level).__name__, *numbers]
 
 
 def _level_from(data: list[Any] | None) -> Level | None:
     if data is None:
         return None
-    kind = Level if len(data) == len(fields(Level)) else PhaseLevel
+    kind: type[Level] = Level
+    if isinstance(data[0], str):
+        kind = next(level for level in Level.__subclasses__() if level.__name__ == data[0])
+        data = data[1:]
+    elif len(data) == len(fields(PhaseLevel)):  # as files of the first days have it
+        kind = PhaseLevel
     return kind(*(torch.tensor(_floats(values), dtype=torch.float64) for values in data))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -41,7 +41,7 @@ class Objective:
             count nothing, and the mean of squares is over those observed. The model sees the condition too.
 
     For a process with components the losses of the components are added. d is the number of entries of an event.
-    A subclass changes one of the pieces: `times`, `draw` or `compare`.
+    A subclass changes one of the pieces: `times`, `pair`, `draw` or `compare`.
     """
 
     time: TimeLaw = field(default_factory=UniformTime)
@@ -89,7 +89,19 @@ class Objective:
         """x_t with what it was made of, and the condition that the model is asked under."""
         first, process = parts(x0)[0], cast(Any, model.process)
         noise = Noise(derive(seed, "noise"), batch=len(share), dtype=first.dtype, device=first.device, share=share)
-        return process.corrupt(x0, process.level(t), cond=cond, seed=noise), cond
+        given, cond = self.pair(model, x0, cond, seed, share)
+        return process.corrupt(x0, process.level(t), cond=cond, seed=noise, **given), cond
+
+    def pair(
+        self, model: BaseDenoiser, x0: State, cond: Cond, seed: int, share: Share
+    ) -> tuple[dict[str, State], Cond]:
+        """What is given of each draw beside x0, by the names of `corrupt`, and the condition left for the network.
+
+        Here the other end x1, for a process between two laws: the entry of `cond` that it names."""
+        end = getattr(model.process, "end", None)
+        if end is None or not isinstance(cond, Mapping) or end not in cond:
+            return {}, cond
+        return {"x1": cond[end]}, {name: c for name, c in cond.items() if name != end} or None
 
     def compare(self, model: BaseDenoiser, prediction: Any, drawn: Any, cond: Cond) -> Tensor:
         """What the prediction costs each sample, (batch,)."""

@@ -1,10 +1,10 @@
-"""Reflow: training on pairs of data and noise that belong together."""
+"""Reflow: training on pairs of the two ends that belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..numerics.tree import check_batch
 from ..processes import GaussianProcess, Level
 from ..random import Noise, Share, derive
 from ..solvers import Grid, LogSNR, Samples, Solver, Table, sample
+from ..solvers.sample import default_grid
 from .objective import Objective
 
 
@@ -32,40 +33,57 @@ class Coupled(Objective):
 
     Args:
         coupling: the name of the condition that holds the noise, like x0, of unit variance; the network does not see
-            it. A subclass that couples otherwise writes `pair`.
+            it. A process between two laws has a name of its own for its end. A subclass that couples otherwise writes
+            `pair`.
 
     Source: Liu, Gong, Liu 2022 (2209.03003), equation 1.
     """
 
     coupling: str = "noise"
 
-    def pair(self, x0: Tensor, cond: Cond, seed: int, share: Share) -> tuple[Tensor, Cond]:
+    def pair(
+        self, model: BaseDenoiser, x0: State, cond: Cond, seed: int, share: Share
+    ) -> tuple[dict[str, State], Cond]:
         """The noise that belongs to each sample, and the condition that is left for the network."""
+        if getattr(model.process, "end", None) is not None:
+            return super().pair(model, x0, cond, seed, share)
         if not isinstance(cond, Mapping) or self.coupling not in cond:
             raise ValueError(f"cond[{self.coupling!r}] holds the noise that belongs to each sample: there is none")
-        return cond[self.coupling], {name: c for name, c in cond.items() if name != self.coupling} or None
+        left = {name: c for name, c in cond.items() if name != self.coupling} or None
+        return {"noise": cond[self.coupling]}, left
 
-    def draw(self, model: BaseDenoiser, x0: State, t: Tensor, cond: Cond, seed: int, share: Share) -> tuple[Any, Cond]:
-        noise, cond = self.pair(x0, cond, seed, share)
-        process = cast(Any, model.process)
-        return process.corrupt(x0, process.level(t), cond=cond, noise=noise), cond
+
+@dataclass(frozen=True)
+class OneStep(Coupled):
+    """loss = E w |P(x_1, 1) - target|^2: pairs learned at t = 1 alone, distilled into one step.
+
+    For `Flow` and `TwoSided` the answer is E[x1 - x0 | x1], and one step of Euler's from x1 lands in E[x0 | x1]: where
+    the pairs are those of a flow, in x0 itself. Other times are left as they were, so other steps are of no use.
+
+    Source: Liu, Gong, Liu 2022 (2209.03003), section 2.2, "Distillation".
+    """
+
+    def times(self, model: BaseDenoiser, x0: State, cond: Cond, seed: int, share: Share) -> Tensor:
+        return torch.ones(len(share), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples with the noise that they belong to.
+    """Samples with the other end that they belong to.
 
-    x0: (n, *event) in the user's units. noise: (n, *event), of unit variance. given: the conditions of the samples.
+    x0: (n, *event) in the user's units. noise: (n, *event), of unit variance; between two laws it is x1, in the model's
+    units. given: the conditions of the samples. end: the name of the other end among them.
     """
 
     x0: Tensor
     noise: Tensor
     given: Cond = None
+    end: str = "noise"
 
     @property
     def cond(self) -> dict[str, Any]:
-        """What `fit` takes beside x0: the conditions, and the noise under the name that `Coupled` expects."""
-        return {**(self.given or {}), "noise": self.noise}
+        """What `fit` takes beside x0: the conditions, and the other end under the name that training expects."""
+        return {**(self.given or {}), self.end: self.noise}
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -76,14 +94,15 @@ class Pairs:
             raise ValueError(f"pairs under different conditions: {', '.join(self.cond)} and {', '.join(other.cond)}")
         mine, others = self.cond, other.cond
         both = {name: torch.cat([mine[name], others[name]]) for name in mine}
-        noise = both.pop("noise")
-        return Pairs(torch.cat([self.x0, other.x0]), noise, both or None)
+        noise = both.pop(self.end)
+        return Pairs(torch.cat([self.x0, other.x0]), noise, both or None, self.end)
 
 
 def reflow_pairs(
     model: BaseDenoiser,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None = None,
     *,
+    x1: Tensor | None = None,
     cond: Cond = None,
     solver: Solver | None = None,
     grid: Grid | None = None,
@@ -94,11 +113,13 @@ def reflow_pairs(
     """(x0, noise) with x0 = X(sigma(1) noise, 1, 0), noise ~ N(0, I): a model's own probability flow, from its end law.
 
     The noise is of unit variance, so pairs made by a model of one process train a model of any other. Noise i is a
-    function of (seed, i), whatever the batch size.
+    function of (seed, i), whatever the batch size. Between two laws of data the other end is given, and the pairs are
+    (X(x1, 1, 0), x1), which train a model of any `TwoSided` process whose end has the same name.
 
     Args:
-        model: the teacher, a denoiser of one GaussianProcess.
+        model: the teacher, a denoiser of one GaussianProcess or of a process between two laws.
         shape: (n, *event).
+        x1: for a process between two laws, in place of a shape: (n, *event) states at t = 1.
         cond: a mapping of tensors (n, ...), or None.
         solver, grid, steps: as in `orn.sample`, deterministic; the pairs carry the error of these steps.
         batch_size: samples at a time.
@@ -106,17 +127,28 @@ def reflow_pairs(
 
     Source: Liu, Gong, Liu 2022 (2209.03003), algorithm 1.
     """
-    process = _process(model)
-    weight = next(iter(model.parameters()), torch.empty(0))
+    process: Any = model.process
+    end = getattr(process, "end", None)
+    if end is not None and (x1 is None or shape is not None):
+        raise ValueError(f"{process!r} runs between two laws: give x1=, states at t = 1, and no shape")
+    if end is None and (shape is None or x1 is not None):
+        raise ValueError(f"{process!r} draws its noise: give a shape (n, *event), and no x1")
+    if end is None:
+        _process(model)
+    weight = next(iter(model.parameters()), torch.empty(0) if x1 is None else x1)
+    size = tuple(shape or ()) if x1 is None else tuple(x1.shape)
 
     def one(rows: slice, given: Cond) -> tuple[Tensor, Tensor]:
-        count = rows.stop - rows.start
-        seeds = [derive(seed, "pair", i) for i in range(rows.start, rows.stop)]
-        noise = Noise(seeds, batch=count, dtype=weight.dtype, device=weight.device).normal((count, *shape[1:]))
-        start = process.corrupt(torch.zeros_like(noise), 1.0, cond=given, noise=noise).x
-        return _follow(model, start, given, solver, LogSNR() if grid is None else grid, steps).x, noise
+        if x1 is not None:
+            start = noise = x1[rows].to(weight)
+        else:
+            seeds = [derive(seed, "pair", i) for i in range(rows.start, rows.stop)]
+            stream = Noise(seeds, batch=len(seeds), dtype=weight.dtype, device=weight.device)
+            noise = stream.normal((len(seeds), *size[1:]))
+            start = process.corrupt(torch.zeros_like(noise), 1.0, cond=given, noise=noise).x
+        return _follow(model, start, given, solver, default_grid(process) if grid is None else grid, steps).x, noise
 
-    return _pairs(one, shape[0], cond, batch_size)
+    return _pairs(one, size[0], cond, batch_size, "noise" if end is None else end)
 
 
 def invert_pairs(
@@ -159,7 +191,9 @@ def invert_pairs(
     return _pairs(one, len(data), cond, batch_size)
 
 
-def _pairs(one: Callable[[slice, Cond], tuple[Tensor, Tensor]], n: int, cond: Cond, batch_size: int) -> Pairs:
+def _pairs(
+    one: Callable[[slice, Cond], tuple[Tensor, Tensor]], n: int, cond: Cond, batch_size: int, end: str = "noise"
+) -> Pairs:
     """The pairs of all rows, `batch_size` at a time."""
     if cond is not None and not isinstance(cond, Mapping):
         raise ValueError(f"the condition of pairs is a mapping of tensors by name, or None: got {type(cond).__name__}")
@@ -171,7 +205,7 @@ def _pairs(one: Callable[[slice, Cond], tuple[Tensor, Tensor]], n: int, cond: Co
         rows = slice(first, min(first + batch_size, n))
         given = None if cond is None else {name: c[rows] for name, c in cond.items()}
         parts.append(one(rows, given))
-    return Pairs(torch.cat([x0 for x0, _ in parts]), torch.cat([noise for _, noise in parts]), cond)
+    return Pairs(torch.cat([x0 for x0, _ in parts]), torch.cat([noise for _, noise in parts]), cond, end)
 
 
 def _follow(

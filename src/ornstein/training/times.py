@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..processes import GaussianProcess, Level, Process
+from ..processes import AffineProcess, Level, Process
 
 _EDGE = 2.0**-53  # half the spacing of float64 below 1: times stay inside (0, 1), where every view exists
 
@@ -188,7 +188,7 @@ def _positive(**values: float) -> None:
             raise ValueError(f"{name} must be positive and finite: got {value}")
 
 
-def _gaussian(process: Process, law: TimeLaw) -> GaussianProcess:
-    if not isinstance(process, GaussianProcess):
+def _gaussian(process: Process, law: TimeLaw) -> AffineProcess:
+    if not isinstance(process, AffineProcess):
         raise ValueError(f"{law!r} needs the log-SNR of one process: for {process!r} use UniformTime or LogitNormal")
     return process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ def fingerprint(denoiser: BaseDenoiser) -> str:
     """sha256 over the names, types and values of a denoiser's weights and buffers, over its process, and over the
     settings around the network: precondition, timesteps, the options of wrappers, the numbers of an exact world.
 
-    Of a guided denoiser it is that of the model inside: guidance is no other model. 16 hexadecimal digits.
+    Of a guided denoiser it is that of the model inside: guidance is no other model. Nor is a network that
+    `torch.compile` or a data-parallel wrapper holds another than the network. 16 hexadecimal digits.
     """
     while isinstance(denoiser, Guided):
         denoiser = denoiser.model
     sha = hashlib.sha256(f"{type(denoiser).__name__} {denoiser.process!r} {denoiser.predicts}".encode())
-    for name, tensor in sorted(denoiser.state_dict().items()):
+    weights = [(_plain(name), tensor) for name, tensor in denoiser.state_dict().items()]
+    for name, tensor in sorted(weights, key=lambda weight: weight[0]):
         if isinstance(tensor, Tensor):
             _add(sha, name, tensor)
     for name, value in _settings(denoiser):
@@ -34,6 +36,11 @@ def fingerprint(denoiser: BaseDenoiser) -> str:
         else:
             sha.update(f"{name} {value!r}".encode())
     return sha.hexdigest()[:16]
+
+
+def _plain(name: str) -> str:
+    """The name of a weight without the wrappers around its module."""
+    return ".".join(part for part in name.split(".") if part not in ("_orig_mod", "module"))
 
 
 def _add(sha: Any, name: str, tensor: Tensor) -> None:
@@ -87,3 +94,25 @@ def describe(denoiser: BaseDenoiser) -> dict[str, Any]:
             found[name] = fingerprint(other)
     inner = describe(denoiser.model)
     return {**found, "around": inner} if inner else found
+
+
+def covered(guidance: dict[str, Any], known: Sequence[dict[str, Any]]) -> bool:
+    """Whether a guidance is among those described, or its scale between two of theirs that are alike in all else; none
+    is a scale of 1."""
+    if guidance in known:
+        return True
+    own, kinds = _scales(guidance), [_kind(each) for each in (guidance, *known) if each]
+    for kind in kinds:
+        alike = [scale for each in known if not each or _kind(each) == kind for scale in _scales(each)]
+        if (not guidance or _kind(guidance) == kind) and alike and min(alike) <= min(own) and max(own) <= max(alike):
+            return True
+    return False
+
+
+def _scales(guidance: dict[str, Any]) -> list[float]:
+    scale = guidance.get("scale", 1.0)
+    return scale if isinstance(scale, list) else [scale]
+
+
+def _kind(guidance: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in guidance.items() if name != "scale"}

@@ -33,13 +33,26 @@ GRIDS: tuple[Grid, ...] = (
 
 def named(process: GaussianProcess, nfe: int) -> dict[str, Table]:
     """The named tables of `nfe` evaluations from t = 1 to 0: each of `SOLVERS` on each of `GRIDS` that fits."""
-    made: dict[str, Table] = {}
-    for solver in SOLVERS:
-        for grid in GRIDS:
-            try:
-                table = solver.compile(process, grid(process, nfe))
-            except ValueError:  # a solver that needs more steps, levels that the process does not have
-                continue
-            if isinstance(table, Table) and table.nfe == nfe:
-                made[f"{solver!r} on {grid!r}"] = table
-    return made
+    made = {name: _table(process, nfe, *choice) for name, choice in choices().items()}
+    return {name: table for name, table in made.items() if table is not None}
+
+
+def choices() -> dict[str, tuple[Solver, Grid]]:
+    """Solver and grid by the name of both."""
+    return {f"{solver!r} on {grid!r}": (solver, grid) for solver in SOLVERS for grid in GRIDS}
+
+
+def named_table(process: GaussianProcess, nfe: int, name: str) -> Table:
+    """The one of `named` that has this name, alone."""
+    table = _table(process, nfe, *choices()[name])
+    if table is None:
+        raise ValueError(f"{name} has no table of {nfe} evaluations on {process!r}")
+    return table
+
+
+def _table(process: GaussianProcess, nfe: int, solver: Solver, grid: Grid) -> Table | None:
+    try:
+        table = solver.compile(process, grid(process, nfe))
+    except ValueError:  # a solver that needs more steps, levels that the process does not have
+        return None
+    return table if isinstance(table, Table) and table.nfe == nfe else None

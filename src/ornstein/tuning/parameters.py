@@ -197,6 +197,12 @@ class Parameters:
             found[own] = places, rows, indices
         return found
 
+    def inside(self, theta: Tensor) -> Tensor:
+        """theta with b_0 <= 0: no level is above the first, and past that bound nothing would change any more."""
+        base = self._base[1]
+        most = [-float(base[0]) if (kind, row) == ("asked", 0) else torch.inf for kind, row, _ in self.slots]
+        return theta.minimum(torch.tensor(most, dtype=theta.dtype))
+
     def coefficients(self, theta: Tensor) -> Coefficients:
         """The table of theta (P,), or tables of (K, P), then with K as first axis of all parts."""
         if theta.dim() == 1:

@@ -211,7 +211,8 @@ class Descent:
             gram, slope, loss = jacobian.T @ jacobian, jacobian.T @ (r * weight), self.loss(typical)
             scale = torch.diag(gram.diagonal() + 1e-3 * gram.diagonal().mean() + 1e-30)
             for _ in range(_TRIES):
-                there = self._here + torch.linalg.solve(gram + self._damping * scale, -slope).clamp(-1, 1)
+                change = torch.linalg.solve(gram + self._damping * scale, -slope).clamp(-1, 1)
+                there = parameters.inside(self._here + change)
                 trial = parameters.coefficients(there)
                 runs = work.follow(trial)
                 r = work.residuals(runs)

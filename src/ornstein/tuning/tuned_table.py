@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from ..denoiser import BaseDenoiser
 from ..errors import CheckpointError
 from ..io.tensors import load_tensors, save_tensors
 from ..solvers.table import Table
-from .fingerprint import describe, fingerprint
+from .fingerprint import covered, describe, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
 class TunedTable:
     """A table and its figures on starts that it was not tuned on: gain = error/named_error, below 1.
 
-    table: an ordinary `Table`; runs as `sample(model, shape, table=tuned.table)`.
+    It samples as `sample(model, shape, table=tuned)`, checked by `check` on the way.
+
+    table: an ordinary `Table`, which samples alone too.
     errors, named_errors: (validation starts,) the distance of each start's endpoint to the flow's, the root mean square
         over the event, in model units: of this table, and of the named one that it began with.
     tuned_on: nfe, process, fingerprint of the model, guidance, the named table, objective, the numbers of starts,
@@ -35,18 +38,19 @@ class TunedTable:
 
     @property
     def error(self) -> float:
-        """Root mean square of `errors`."""
-        return float(self.errors.square().mean().sqrt())
+        """Root mean square of `errors`, infinite where the table diverges."""
+        return _rms(self.errors)
 
     @property
     def named_error(self) -> float:
-        """Root mean square of `named_errors`."""
-        return float(self.named_errors.square().mean().sqrt())
+        """Root mean square of `named_errors`, infinite where that table diverges."""
+        return _rms(self.named_errors)
 
     @property
     def gain(self) -> float:
         """error/named_error: 1 where tuning found nothing better."""
-        return self.error / self.named_error if self.named_error > 0 else 1.0
+        error, before = self.error, self.named_error
+        return error / before if before > 0 and math.isfinite(min(error, before)) else 1.0
 
     @property
     def nfe(self) -> int:
@@ -54,7 +58,8 @@ class TunedTable:
 
     def check(self, model: BaseDenoiser) -> Table:
         """The table, for a model: refused for another process (TableError), with a warning for another model or
-        guidance than it was tuned on, where it is a consistent sampler still, but may not be the best."""
+        guidance than it was tuned on, where it is a consistent sampler still, but may not be the best. Scales between
+        two that it was tuned on are no other guidance."""
         self.table.check_process(model.process)
         if fingerprint(model) != self.tuned_on["fingerprint"]:
             warnings.warn(
@@ -62,7 +67,7 @@ class TunedTable:
                 f"({fingerprint(model)}): it samples, but a named solver may be better; tune again",
                 stacklevel=2,
             )
-        elif describe(model) not in self.tuned_on["guidance"]:
+        elif not covered(describe(model), self.tuned_on["guidance"]):
             warnings.warn(
                 f"this table was tuned with guidance {self.tuned_on['guidance']}, this model has {describe(model)}: "
                 "it samples, but a named solver may be better; tune again",
@@ -96,3 +101,8 @@ class TunedTable:
             f"{spent['lessons']} network evaluations for {on['starts'] + on['validation']} lessons, {spent['tuning']} "
             f"for tuning"
         )
+
+
+def _rms(errors: Tensor) -> float:
+    value = float(errors.square().mean().sqrt())
+    return value if value < math.inf else math.inf  # nan too

@@ -124,7 +124,11 @@ class USF:
 
     Evolution in stages: from the named solvers on the given grids on, each stage makes children of the best schedules
     so far, by crossover of their steps and times and by mutation of single ones, ranks them by a surrogate that
-    predicts the fitness from a schedule's choices, and judges the first. Times move in atan2(sigma, alpha).
+    predicts the fitness from a schedule's choices, and judges the first. Times move in atan2(sigma, alpha). Steps
+    are changed to orders 1 to 3.
+
+    What is found is the best for the lessons: with 64 starts it may be no better than a named solver on others, 200
+    were enough where it was tried.
 
     Args:
         grids: on which the named solvers begin.

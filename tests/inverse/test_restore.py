@@ -1,0 +1,259 @@
+"""Restoration: exact posteriors where a method claims them, limits, one call for many measurements, refusals."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ornstein as orn
+from ornstein import linops
+from ornstein.inverse import DDNM, DDRM, DDS, DPS, MMPS, Corrected, DiffPIR, Measurement, PiGDM, Pulled, restore
+from worlds import F64, normal, ring
+
+A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, -1.0]], dtype=F64)
+STD, VP = 0.4, orn.VP()
+OPERATOR = linops.Matrix(A)
+
+
+def gaussian(dim: int = 3) -> orn.exact.Gaussian:
+    """Standard deviations from 0.4 to 2, in a basis of its own."""
+    basis = torch.linalg.qr(normal(dim, dim, seed=5)).Q
+    return orn.exact.Gaussian(
+        0.5 * normal(dim, seed=6), cov=basis @ torch.diag(torch.linspace(0.4, 2.0, dim, dtype=F64) ** 2) @ basis.mT
+    )
+
+
+def measured(world: Any, n: int = 1, std: float = STD) -> Tensor:
+    x = world.sample(n, seed=3).to(F64)
+    return x @ A.mT + std * normal(n, 2, seed=4)
+
+
+def flow_error(method: Any, world: Any, steps: int) -> float:
+    """Distance of the method's deterministic samples to the exact posterior's own flow, from the same noise."""
+    y = measured(world)
+    posterior = world.posterior(y[0], A, noise_std=STD)
+    start = VP.prior((16, 3), seed=0, dtype=F64)
+    measurement = Measurement(OPERATOR, y.expand(16, -1), linops.GaussianNoise(STD))
+    truth = posterior.flow(VP, start, 1.0, 0.0)
+    model = method.denoiser(world.denoiser(VP), measurement)
+    found = orn.sample(model, x_init=start, solver=orn.DPMSolverPP(order=2), grid=orn.LogSNR(end=12.0), steps=steps).x
+    return float((found - truth).square().mean().sqrt())
+
+
+def test_moment_matching_is_the_posterior_of_a_gaussian() -> None:
+    """Any solver then follows the posterior's flow: at order 2, to 1e-3 in 160 steps (the last jump's e^(-12/2) of the
+    least deviation left included). The rival believes that x0 given x_t is isotropic."""
+    errors = [flow_error(MMPS(iterations=2), gaussian(), steps) for steps in (40, 80, 160)]
+    assert errors[-1] < 3e-3
+    assert errors[0] > 2.5 * errors[1] > 6 * errors[2]
+    assert flow_error(PiGDM(), gaussian(), 160) > 50 * errors[-1]
+    assert flow_error(MMPS(iterations=1), gaussian(), 160) > 10 * errors[-1]
+
+
+def test_pseudo_inverse_guidance_is_the_posterior_of_white_data() -> None:
+    """r^2 is then Cov[x0 | x_t]: the two agree to rounding, and with the truth; other data need its `prior`."""
+    for std, prior in ((1.0, 1.0), (0.5, 0.5)):
+        world = orn.exact.Gaussian(torch.zeros(3, dtype=F64), std=std)
+        error = flow_error(PiGDM(prior=prior), world, 80)
+        assert error < 5e-3
+        assert error == pytest.approx(flow_error(MMPS(iterations=2), world, 80), rel=1e-6)
+    assert flow_error(PiGDM(prior=1.0), world, 80) > 20 * error
+
+
+def test_the_pull_is_the_gradient_through_the_denoiser() -> None:
+    """J^T v of a mixture by its dense Jacobian; the step of DPS is minus the gradient of |y - A x0|."""
+    world, n = ring(), 5
+    a = torch.tensor([[1.0, 0.5]], dtype=F64)
+    y = normal(n, 1, seed=2)
+    model = world.denoiser(VP)
+    measurement = Measurement(linops.Matrix(a), y, linops.GaussianNoise(0.1))
+    x = normal(n, 2, seed=1).requires_grad_()
+    misfit = (y - model(x, 0.4).x0 @ a.mT).norm(dim=1).sum()
+    (slope,) = torch.autograd.grad(misfit, x)
+    found = DPS().denoiser(model, measurement)(x.detach(), 0.4)
+    torch.testing.assert_close(found.output["pull"], -slope)
+    torch.testing.assert_close(found.x0, model(x.detach(), 0.4).x0)
+    level = VP.level(0.4)
+    into = Pulled(model, measurement, lambda x0, level: torch.ones_like(x0), into=True)(x.detach(), 0.4).x0
+    (columns,) = torch.autograd.grad(model(x, 0.4).x0.sum(), x)
+    torch.testing.assert_close(into, found.x0 + level.sigma**2 / level.alpha * columns)
+
+
+def test_dps_through_other_operators_and_noises() -> None:
+    """For any misfit m = -log p the step is the gradient of sqrt(2 m), less its constant."""
+    world, n = ring(), 4
+    model, x = world.denoiser(VP), normal(n, 2, seed=1).requires_grad_()
+    cubic = linops.Function(lambda u: u**3, (2,), (2,))
+    y = normal(n, 2, seed=2)
+    found = DPS().denoiser(model, Measurement(cubic, y, linops.GaussianNoise(0.3)))(x.detach(), 0.4)
+    (slope,) = torch.autograd.grad((y - model(x, 0.4).x0 ** 3).norm(dim=1).sum(), x)
+    torch.testing.assert_close(found.output["pull"], -slope)
+    counts = linops.PoissonNoise(20.0, offset=5.0)
+    y = counts.sample(torch.zeros(n, 2, dtype=F64), seed=0)
+    identity = linops.Function(lambda u: u, (2,), (2,))
+    found = DPS().denoiser(model, Measurement(identity, y, counts))(x.detach(), 0.4)
+    (slope,) = torch.autograd.grad((-2 * counts.log_prob(y, model(x, 0.4).x0)).sqrt().sum(), x)
+    torch.testing.assert_close(found.output["pull"], -slope)
+
+
+def test_projection_meets_the_measurement_to_rounding() -> None:
+    world, y = gaussian(), measured(gaussian(), 4, 0.0)
+    for method in (DDNM(), DDRM()):
+        out = restore(world.denoiser(VP), OPERATOR, y, method=method, samples=20, steps=15, seed=1)
+        assert float(out.residual.max()) < 1e-12
+        assert float(out.std.min()) > 0.05  # and only there: what was not measured differs
+    soft = restore(world.denoiser(VP), OPERATOR, y, method=DDS(gamma=3.0), samples=3, steps=15, seed=1)
+    assert float(soft.residual.min()) > 1e-3
+
+
+def test_without_noise_the_spectral_method_is_the_projection() -> None:
+    """Where all noise is fresh; with less noise the two agree as the noise goes to nothing."""
+    world, y = gaussian(), measured(gaussian(), 4, 0.0)
+
+    def run(method: Any, noise: float) -> Tensor:
+        grid = orn.LogSNR(end=30.0)  # from its last level a step goes to x0, as near to the measurement as that is
+        return restore(world.denoiser(VP), OPERATOR, y, method=method, noise=noise, steps=15, grid=grid, seed=1).samples
+
+    projected = run(DDNM(eta=1.0), 0.0)
+    torch.testing.assert_close(run(DDRM(eta=1.0), 0.0), projected)
+    torch.testing.assert_close(run(DDRM(eta=1.0), 1e-9), projected, rtol=0, atol=1e-5)
+    assert float((run(DDRM(eta=1.0), 0.3) - projected).abs().max()) > 0.05
+
+
+def test_one_conjugate_gradient_is_the_gradient_step() -> None:
+    """x0 + a g, g = gamma A^T (y - A x0) and a = |g|^2/<g, (I + gamma A^T A) g>; many solve the proximal problem."""
+    world, n, gamma = gaussian(), 4, 2.0
+    y, model = measured(world, n), world.denoiser(VP)
+    measurement, x = Measurement(OPERATOR, y, linops.GaussianNoise(STD)), normal(n, 3, seed=1)
+    x0 = model(x, 0.4).x0
+    g = gamma * (y - x0 @ A.mT) @ A
+    bend = g + gamma * g @ A.mT @ A
+    step = (g * g).sum(1) / (g * bend).sum(1)
+    torch.testing.assert_close(DDS(gamma, 1).denoiser(model, measurement)(x, 0.4).x0, x0 + step[:, None] * g)
+    exact = torch.linalg.solve(torch.eye(3, dtype=F64) + gamma * A.mT @ A, (x0 + gamma * y @ A).mT).mT
+    torch.testing.assert_close(DDS(gamma, 3).denoiser(model, measurement)(x, 0.4).x0, exact)
+    # the same proximal point, weighed by the noise of measurement and level
+    level = VP.level(0.4)
+    s2 = float((level.sigma / level.alpha) ** 2)
+    system = torch.eye(3, dtype=F64) + s2 / (1.5 * STD**2) * A.mT @ A
+    exact = torch.linalg.solve(system, (x0 + s2 / (1.5 * STD**2) * y @ A).mT).mT
+    torch.testing.assert_close(DiffPIR(weight=1.5).denoiser(model, measurement)(x, 0.4).x0, exact)
+
+
+def test_no_measurement_gives_the_prior() -> None:
+    world, nothing = gaussian(), linops.Mask(torch.zeros(3, dtype=F64))
+    model, y = world.denoiser(VP), torch.zeros(4, *nothing.measured, dtype=F64)
+    blind = linops.GaussianNoise(STD)
+    x = normal(4, 3, seed=1)
+    for method in (MMPS(), PiGDM(), DDS(), DiffPIR()):
+        found = method.denoiser(model, Measurement(nothing, y, blind))(x, 0.4).x0
+        torch.testing.assert_close(found, model(x, 0.4).x0)
+    torch.testing.assert_close(
+        DDNM().denoiser(model, Measurement(nothing, y, linops.GaussianNoise(0.0)))(x, 0.4).x0, model(x, 0.4).x0
+    )
+
+
+def test_the_identity_without_noise_returns_the_measurement() -> None:
+    world, identity = gaussian(), linops.Matrix(torch.eye(3, dtype=F64))
+    y = world.sample(4, seed=0).to(F64)
+    for method, noise in ((DDNM(), 0.0), (DDRM(), 0.0), (MMPS(iterations=3), 1e-6), (DiffPIR(), 1e-6)):
+        out = restore(world.denoiser(VP), identity, y, method=method, noise=noise, steps=10, seed=1)
+        torch.testing.assert_close(out.samples[:, 0], y, rtol=0, atol=1e-8)
+
+
+def test_what_else_is_in_the_batch_does_not_matter() -> None:
+    world, y = gaussian(), measured(gaussian(), 3)
+    for method in (MMPS(), DPS(0.1), DDRM(), DDS()):
+        options: dict[str, Any] = {"method": method, "noise": STD, "steps": 6, "seed": 5}
+        whole = restore(world.denoiser(VP), OPERATOR, y, samples=2, **options)
+        first = restore(world.denoiser(VP), OPERATOR, y[:1], samples=4, **options)
+        assert whole.samples.shape == (3, 2, 3)
+        torch.testing.assert_close(first.samples[:, :2], whole.samples[:1])
+        assert first.nfe == whole.nfe
+
+
+class Scaled(nn.Module):
+    """The exact x0 of the world in units (x - 2)/3, from the world's own units."""
+
+    def __init__(self, world: Any) -> None:
+        super().__init__()
+        self.inner = world.denoiser(VP)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        answer: Tensor = self.inner(x, t).x0
+        return answer
+
+
+def test_units_are_the_users() -> None:
+    """A model trained on scaled data restores what is measured of the data: like the same world, scaled."""
+    own = gaussian()  # of the scaled data
+    model = orn.Denoiser(Scaled(own), VP, "x0", scaling=orn.Scaling(2.0, 3.0))
+    y_own = measured(own, 2)
+    origin = torch.full((3,), 2.0, dtype=F64) @ A.mT
+    y = 3 * y_own + origin
+    options: dict[str, Any] = {"steps": 6, "seed": 5, "samples": 2, "dtype": F64}
+    for method in (MMPS(), DPS(0.1), DDRM()):
+        found = restore(model, OPERATOR, y, method=method, noise=3 * STD, **options)
+        wanted = restore(own.denoiser(VP), OPERATOR, y_own, method=method, noise=STD, **options)
+        torch.testing.assert_close(found.samples, 3 * wanted.samples + 2)
+        torch.testing.assert_close(found.residual, 3 * wanted.residual)
+
+
+def test_mean_spread_and_coverage() -> None:
+    """Of MMPS on a Gaussian: within five standard errors of the exact posterior, and 90 % covers as much of the truth
+    (K = 400 quantiles move it by less than 0.01, 3 x 64 entries by 5 sqrt(0.09/192) = 0.11)."""
+    world, n, k = gaussian(), 64, 400
+    y, truth = measured(world, n), world.sample(n, seed=3).to(F64)
+    out = restore(world.denoiser(VP), OPERATOR, y, method=MMPS(iterations=2), noise=STD, samples=k, steps=60, seed=0)
+    covered = float(out.coverage(truth).mean())
+    assert abs(covered - 0.9) < 0.12
+    options: dict[str, Any] = {"samples": 50, "steps": 60, "seed": 0}
+    sure = restore(world.denoiser(VP), OPERATOR, y, method=MMPS(iterations=2), noise=STD / 4, **options)
+    assert float(sure.coverage(truth).mean()) < 0.7
+    mean, cov = world.posterior(y[0], A, noise_std=STD).moments()
+    slack = 5 / math.sqrt(k) + 0.05  # and the bias of 60 steps
+    assert float(((out.mean[0] - mean) / cov.diagonal().sqrt()).abs().max()) < slack
+    torch.testing.assert_close(out.std[0], cov.diagonal().sqrt(), rtol=5 / math.sqrt(2 * k) + 0.05, atol=0)
+
+
+def test_evaluations_are_counted_with_their_gradients() -> None:
+    world, y = gaussian(), measured(gaussian())
+    for method, each in ((DDNM(), 1), (DDRM(), 1), (DPS(), 2), (PiGDM(), 2), (MMPS(iterations=3), 5)):
+        noise = 0.0 if isinstance(method, DDNM) else STD
+        assert restore(world.denoiser(VP), OPERATOR, y, method=method, noise=noise, steps=4).nfe == 4 * each
+    assert restore(world.denoiser(VP), OPERATOR, y, method=DPS(), noise=STD, nfe=9).nfe == 8
+
+
+def test_refusals() -> None:
+    world, y = gaussian(), measured(gaussian())
+    model = world.denoiser(VP)
+    cubic = linops.Function(lambda u: u**3, (3,), (3,))
+
+    def refused(match: str, *, operator: Any = OPERATOR, y: Tensor = y, **options: Any) -> None:
+        with pytest.raises(ValueError, match=re.escape(match)):
+            restore(model, operator, y, **{"method": DDS(), "noise": STD, "steps": 2, **options})
+
+    refused("(batch, 2)", y=y[:, :1])
+    refused("NaN", y=y * torch.nan)
+    refused("linear operators", operator=cubic, y=torch.zeros(1, 3, dtype=F64))
+    refused("takes the measurement as exact", method=DDNM())
+    refused("without any choose DDNM()", method=DiffPIR(), noise=0.0)
+    refused(
+        "normal noise of one size", method=DDRM(), noise=linops.QuantisationNoise(0.1, 0.1), y=(y / 0.1).round() * 0.1
+    )
+    refused("samples=0", samples=0)
+    blind = linops.BlackBox(lambda u: u[:, :2], (3,), (2,))
+    refused("has no gradient", method=DPS(), operator=blind)
+    with pytest.raises(ValueError, match="GaussianProcess"):
+        Corrected(
+            orn.Denoiser(lambda x, t: x, orn.TwoSided()), Measurement(OPERATOR, y, linops.GaussianNoise(1.0)), max
+        )
+    with pytest.raises(ValueError, match="zeta=-1"):
+        DPS(-1.0)
+    with pytest.raises(ValueError, match="truth has the shape"):
+        restore(model, OPERATOR, y, method=DDS(), noise=STD, steps=2).coverage(torch.zeros(3))
