@@ -13,7 +13,7 @@ from ornstein.processes import Phase, PhaseSpace
 from ornstein.random import Noise
 from worlds import F64
 
-ALONE = {"BinomialAncestral", "RDDM", "ReducedSymplecticEuler", "Splitting"}
+ALONE = {"BinomialAncestral", "PerturbedDDPM", "RDDM", "ReducedSymplecticEuler", "Splitting"}
 """The solvers of one kind of process: those that split position and momentum, that read two heads, that flip bits."""
 
 

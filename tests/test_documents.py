@@ -16,7 +16,14 @@ from ornstein.cli import app as cli
 from phases import ALONE
 
 ROOT = Path(__file__).parent.parent
-QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
+QUICK = [
+    ("steps=2_000", "steps=30"),
+    ("steps=300", "steps=20"),
+    ("steps=200,", "steps=20,"),
+    ("batch_size=512", "batch_size=64"),
+    ("sample(10_000", "sample(1_000"),
+    ("sample(20_000", "sample(2_000"),
+]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,8 @@ QUICK = [("steps=2_000", "steps=60"), ("sample(10_000", "sample(1_000")]
         "README.md",
         "CONTRIBUTING.md",
         "docs/guide.md",
+        "docs/processes.md",
+        "docs/inverse.md",
         "docs/solvers.md",
         "docs/diffusers.md",
         "docs/choosing-a-solver.md",

@@ -140,6 +140,28 @@ def test_ends_and_samples():
     assert line().sample(3, dtype=F64)[1].dtype == F64
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=name)
+def test_ends_that_turn(process):
+    """x1 is x0 turned by a quarter, but for some noise: what the continuity equation cannot see (a flux W grad p with W
+    antisymmetric has no divergence). The errors of both means are uncorrelated with functions of x_t, to 5 standard
+    errors, and alpha E[x0] + beta E[x1] + gamma E[z] is x_t."""
+    eye, n, t = torch.eye(2, dtype=F64)[None], 20_000, 0.4
+    turn = 0.8 * torch.tensor([[[[0.0, 1.0], [-1.0, 0.0]]]], dtype=F64)
+    law = GaussianMixture(torch.zeros(1, 2, dtype=F64), covs=eye)
+    world = TwoSidedMixture(law, law, cross=turn)
+    x0, x1 = world.sample(n, seed=0, dtype=F64)
+    level, x = process.level(t), process.corrupt(x0, t, x1, seed=1).x
+    found = world.posterior_mean(x, process, t)
+    for end, mean in zip((x0, x1), found, strict=True):
+        products = ((end - mean)[:, :, None] * x[:, None]).flatten(1)
+        z = products.mean(0) / (products.std(0) / math.sqrt(n))
+        assert float(z.abs().max()) < 5
+    latent = isinstance(process, Interpolant)
+    beta, gamma = (level.beta, level.sigma) if latent else (level.sigma, torch.zeros_like(level.sigma))
+    whole = level.alpha * found[0] + beta * found[1] - gamma**2 * world.score(x, process, t)
+    torch.testing.assert_close(whole, x)
+
+
 def test_limits():
     """A standard normal end is a diffusion; no latent noise is `TwoSided`; both to rounding. A noise that goes to
     nothing goes there: the velocities differ by O(noise_level)."""

@@ -24,8 +24,8 @@ from ornstein.processes import LearnedCoupling, TwoSided
 from ornstein.training import C2OT, MinibatchOT, MinimumCurvature, Shuffled
 
 STEPS = (1, 2, 4, 8, 40)
-BETAS = (math.inf, 10.0, 3.0, 1.0, 0.3)
-OPTIONS = {"steps": 1200, "batch_size": 256, "lr": 2e-3, "ema": 0.99, "seed": 0, "progress": False}
+BETAS = (math.inf, 10.0, 3.0, 1.0)
+OPTIONS = {"steps": 1000, "batch_size": 256, "lr": 2e-3, "ema": 0.99, "seed": 0, "progress": False}
 
 
 def run() -> dict[str, float | list[float]]:

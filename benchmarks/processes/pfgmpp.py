@@ -1,16 +1,19 @@
 """PFGM++: small D forgives errors made along the way.
 
 Claim: noise of standard deviation strength * sigma, added to the state after each step of Heun's sampler, hurts less
-the smaller D is (Xu et al. 2023, 2302.04265, section 5.3, by FID of trained networks). Baseline: EDM, which is D
+the smaller D is (Xu et al. 2023, 2302.04265, section 5, by FID of trained networks). Baseline: EDM, which is D
 without end, under the same noise. Here the denoisers are exact, of a mixture of six blobs in 8 dimensions, so that the
 noise is the only error: what is measured is the sampler's own forgiveness.
 
 Figures, a list over D = `aux_dims` and last EDM: `excess_<strength>`, the squared MMD between 400 samples and the
 data, less that between two sets of data; `distance_<strength>`, the mean over samples of the squared distance to the
-nearest blob's centre by its covariance, over dimension (1 for data); `spread`, the noise of `excess`.
+nearest blob's centre by its covariance, over dimension (1 for data; with no noise Heun's own error adds 0.14);
+`spread`, the noise of `excess`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -32,19 +35,23 @@ def run() -> dict[str, float | list[float]]:
     width = orn.metrics.median_distance(data, other)
     floor = orn.metrics.mmd(data, other, [width])
     figures: dict[str, float | list[float]] = {"aux_dims": list(AUX_DIMS), "spread": abs(floor)}
-    processes = [*(PFGMPP(aux_dim=d) for d in AUX_DIMS), orn.EDM()]
+    processes: list[Any] = [*(PFGMPP(aux_dim=d) for d in AUX_DIMS), orn.EDM()]
     for strength in STRENGTHS:
         excess, distance = [], []
         for process in processes:
             noise = torch.Generator().manual_seed(4)
 
             def disturb(
-                moment: Moment, p: orn.processes.AffineProcess = process, g: torch.Generator = noise, a: float = strength
+                moment: Moment,
+                p: orn.processes.AffineProcess = process,
+                g: torch.Generator = noise,
+                a: float = strength,
             ) -> torch.Tensor | None:
                 if not moment.on_grid or moment.level is None:
                     return None
                 z = torch.randn(moment.x.shape, generator=g, dtype=f64)
-                return moment.x + a * p.level(moment.level.t).sigma * z
+                moved: torch.Tensor = moment.x + a * p.level(moment.level.t).sigma * z
+                return moved
 
             out = orn.sample(
                 world.denoiser(process), (N, DIM), solver=orn.Heun(), grid=orn.Karras(), steps=STEPS, seed=3, dtype=f64,

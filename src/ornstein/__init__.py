@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from . import exact as exact
     from . import guidance as guidance
     from . import interop as interop
+    from . import inverse as inverse
+    from . import linops as linops
     from . import metrics as metrics
     from . import nets as nets
     from . import processes as processes
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .guidance import Guided as Guided
     from .interop import load as load
     from .interop import save as save
+    from .inverse import Restored as Restored
+    from .inverse import restore as restore
     from .prediction import Prediction as Prediction
     from .processes import EDM as EDM
     from .processes import VE as VE
@@ -112,7 +116,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "": "data density exact guidance interop metrics nets processes solvers training tuning",
+    "": "data density exact guidance interop inverse linops metrics nets processes solvers training tuning",
     "data": "Data load_data",
     "denoiser": "BaseDenoiser Codec Denoiser EDMPrecondition Heads Scaling",
     "density": "log_likelihood",
@@ -120,6 +124,7 @@ _HOME = {
     "flow_map": "FlowMap",
     "guidance": "Autoguidance CFG Guided",
     "interop": "load save",
+    "inverse": "Restored restore",
     "prediction": "Prediction",
     "processes": "AffineProcess Cosine DiscreteTime Draw EDM Flow GaussianProcess Interpolant Level MeanReverting "
     "Product SubVP TwoSided VE VP broadcast",

@@ -250,7 +250,7 @@ class Heads(BaseDenoiser):
 
         both = orn.Heads(velocity, noise=latent)
 
-    has a score too, so that every sampler of the process runs on it. States are in the units of the main model.
+    has a score too, so that every sampler of the process runs on it. The models share their units.
 
     Args:
         main: the model that answers first.
@@ -264,6 +264,8 @@ class Heads(BaseDenoiser):
                 raise ValueError(f"{name} is a model of {model.process!r}, the main one of {main.process!r}")
             if model.heads or main.heads:
                 raise ValueError("the models that become heads have no further heads of their own")
+            if not _same(model.scaling, main.scaling):
+                raise ValueError(f"{name} has another scaling than the main model: train both in the same units")
         self.main, self.others = main, nn.ModuleDict(others)
         self.process, self.predicts, self.null = main.process, main.predicts, main.null
         self.scaling = main.scaling
@@ -283,3 +285,12 @@ class Heads(BaseDenoiser):
 
     def cost(self, levels: Any) -> list[int]:
         return [sum(costs) for costs in zip(*(model.cost(levels) for model in self._all.values()), strict=True)]
+
+
+def _same(scaling: Codec | None, other: Codec | None) -> bool:
+    """Whether two models have the same units."""
+    if scaling is None or other is None or scaling is other:
+        return scaling is other
+    own, theirs = scaling.state_dict(), other.state_dict()
+    alike = type(scaling) is type(other) and own.keys() == theirs.keys()
+    return alike and all(torch.equal(value, theirs[name]) for name, value in own.items())

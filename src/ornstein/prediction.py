@@ -33,13 +33,16 @@ def heads_of(output: Output) -> Mapping[str, State]:
     return output if isinstance(output, Mapping) else {"main": output}
 
 
-def told_by(level: Level, predicts: View, heads: Mapping[str, View], name: View) -> tuple[str, View]:
+def told_by(
+    level: Level, predicts: View, heads: Mapping[str, View], name: View, process: object = None
+) -> tuple[str, View]:
     """(head, its view) of the head from which a view follows: the main one wherever it can."""
     for head, native in {"main": predicts, **heads}.items():
         if level.tells(native, name):
             return head, native
     known = ", ".join(f"{native} ({head})" for head, native in {"main": predicts, **heads}.items())
-    raise ViewError(f"{name} does not follow from what this model answers, {known}: see orn.Heads")
+    of = "" if process is None else f" of {process!r}"
+    raise ViewError(f"{name} does not follow from what this model{of} answers, {known}: see orn.Heads")
 
 
 class Prediction:
@@ -102,7 +105,7 @@ class Prediction:
         return self._views[name]
 
     def _form(self, name: View) -> Tensor:
-        head, native = told_by(self.level, self.predicts, self.heads, name)
+        head, native = told_by(self.level, self.predicts, self.heads, name, self.process)
         answer = heads_of(self.output)[head]
         assert isinstance(answer, Tensor)
         if answer.shape != self.x.shape:

@@ -100,8 +100,9 @@ def condition(matrix: torch.Tensor) -> float:
 
 def close(got: torch.Tensor, wanted: torch.Tensor, bound: float, scale: float | None = None) -> None:
     assert got.shape == wanted.shape
-    size = float(wanted.norm()) if scale is None else scale
-    assert float((got - wanted).norm()) <= bound * max(size, 1e-300), (float((got - wanted).norm()) / size, bound)
+    size = float(wanted.detach().norm()) if scale is None else scale
+    error = float((got - wanted).detach().norm())
+    assert error <= bound * max(size, 1e-300), (error, size, bound)
 
 
 def sizes(operator: LinearOperator) -> tuple[int, int]:

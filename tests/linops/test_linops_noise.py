@@ -28,6 +28,8 @@ def test_gaussian_density() -> None:
     law = torch.distributions.Normal(clean, std.double()[:, None, None])
     close(GaussianNoise(std).log_prob(y, clean), law.log_prob(y).sum((1, 2)), 100 * EPS)
     close(GaussianNoise(0.3).log_prob(y, clean), torch.distributions.Normal(clean, 0.3).log_prob(y).sum((1, 2)), 1e-13)
+    other = torch.tensor([2, 0])
+    close(GaussianNoise(std).rows(other).log_prob(y[other], clean[other]), law.log_prob(y).sum((1, 2))[other], 1e-13)
     assert torch.autograd.gradcheck(lambda c: GaussianNoise(std).log_prob(y, c), clean.requires_grad_())
     grid = torch.linspace(-12, 12, 2401, dtype=F64)[:, None]
     density = GaussianNoise(0.7).log_prob(grid, torch.zeros_like(grid)).exp()

@@ -101,6 +101,17 @@ def test_the_loss_is_the_bound():
     assert float(half[0]) == pytest.approx(3 * (math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)), rel=1e-12)
 
 
+class Doubled(orn.BaseDenoiser):
+    """Twice the probability."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.process, self.predicts = model, model.process, model.predicts
+
+    def bind(self, levels, x, cond):
+        return [lambda x, call=call: 2 * call(x) for call in self.model.bind(levels, x, cond)]
+
+
 def test_a_network_trains_and_samples():
     torch.manual_seed(0)
     model = orn.Denoiser(orn.nets.Probability(orn.nets.MLP(3, width=16, depth=1)), PROCESS, predicts="x0")
@@ -112,6 +123,9 @@ def test_a_network_trains_and_samples():
     assert bool(((out.x == 0) | (out.x == 1)).all())
     again = orn.sample(model, (50, 3), solver=BinomialAncestral(), grid=orn.Uniform(), steps=8, seed=0)
     assert torch.equal(out.x, again.x)
+    # guidance in probabilities may leave [0, 1]: the steps do not
+    sure = Enumerable(torch.ones(1, 3, dtype=F64)).denoiser(PROCESS)
+    assert float(orn.sample(Doubled(sure), (20, 3), steps=4, seed=0, dtype=F64).x.min()) == 1
     level = PROCESS.level([1.0, 0.4])
     torch.testing.assert_close(level.log_snr, 2 * (level.alpha.log() - level.sigma.log()))
     torch.testing.assert_close(level.d_sigma[1], torch.tensor(0.6 / 0.8, dtype=F64))
@@ -151,6 +165,9 @@ def test_refusals():
         BinomialAncestral().compile(PROCESS, PROCESS.level([0.5, 1.0]))
     with pytest.raises(ValueError, match="Binomial process"):
         binomial_bound(orn.Denoiser(orn.nets.MLP(3), orn.VP()), torch.zeros(2, 3))
+    model.scaling = orn.Scaling(std=2.0)
+    with pytest.raises(ValueError, match="no scaling"):
+        binomial_bound(model, torch.zeros(2, 3, dtype=F64))
     plain = orn.Denoiser(orn.nets.MLP(3), orn.VP(), predicts="x0")
     for loss in (CrossEntropy(), BinomialVLB(steps=3)):
         with pytest.raises(ValueError, match="no Binomial"):

@@ -65,7 +65,6 @@ def suited() -> dict[str, orn.Solver]:
         "DPMSolverV3": lambda: orn.solvers.DPMSolverV3().calibrate(trained(), data, points=32),
         "Doubled": lambda: orn.solvers.Doubled(orn.DPMSolverPP(order=2)),
         "Embedded": lambda: orn.solvers.Embedded(orn.DPMSolverPP(order=2)),
-        "PerturbedDDPM": lambda: orn.DDPM(),  # it takes a perturbation: without one it is this
     }
     return {
         name: own.get(name, kind)()

@@ -21,7 +21,7 @@ from ornstein.processes import (
 from worlds import F64, normal, ring
 
 EPS = 2.0**-52
-RDDM_OWN = Residual(Powers(noise_level=0.5))
+RDDM_OWN = Residual(Powers(residual=1.5, noise=0.7, noise_level=0.5))
 OUVE, MR = SGMSE(), MeanReverting()
 TWO = Residual(SeparateSchedules(orn.VP(), orn.EDM(sigma_max=0.3)))
 BRIDGE, SCHROEDINGER = BrownianBridge(noise_level=0.8), I2SB(beta_min=0.1, beta_max=1.2)
@@ -64,7 +64,7 @@ def schroedinger_variance(t: float) -> float:
 @pytest.mark.parametrize("process", [MR, OUVE, BRIDGE, SCHROEDINGER], ids=repr)
 def test_the_kernel_solves_the_equation(process: Reverting) -> None:
     """Mean and variance by RK4 on m' = drift(m), v' = 2 (d drift/dx) v + g^2 from data (v = 0) to t = 0.8, through the
-    corner of I2SB's clock at 1/2. (rate h)^4/120 with rate at most 8 and 800 steps (one ends in the corner): below 1e-10 of itself."""
+    corner of I2SB's clock at 1/2, where a step ends. (rate h)^4/120 with rate at most 8 and 800 steps: below 1e-9."""
     x0, y, n = 1.7, torch.tensor(-0.6, dtype=F64), 800
     h, m, v = 0.8 / n, torch.tensor(x0, dtype=F64), 0.0
 

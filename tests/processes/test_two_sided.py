@@ -209,6 +209,11 @@ def test_heads_refuse():
     other = velocity_and_noise(world, Interpolant(noise_level=0.5))[1]
     with pytest.raises(ValueError, match=r"latent is a model of Interpolant.*0.5.*the main one of Interpolant.*1.0"):
         orn.Heads(velocity, latent=other)
+    scaled = orn.Denoiser(noise.net, Interpolant(), "noise", scaling=orn.Scaling(1.0, 2.0))
+    with pytest.raises(ValueError, match="latent has another scaling than the main model"):
+        orn.Heads(velocity, latent=scaled)
+    same = orn.Denoiser(velocity.net, Interpolant(), "velocity", scaling=orn.Scaling(1.0, 2.0))
+    assert orn.Heads(same, latent=scaled).scaling is same.scaling
     with pytest.raises(ValueError, match="no further heads"):
         orn.Heads(orn.Heads(velocity, latent=noise), more=noise)
 

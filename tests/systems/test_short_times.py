@@ -148,6 +148,10 @@ def test_process():
         for view in ("x0", "velocity", "noise"):
             torch.testing.assert_close(shorter.view(view), exact.view(view), rtol=1e-8, atol=1e-8)
 
+    # a network is asked at the base's time, of which it reads more than the noise
+    network = orn.Denoiser(lambda x, t: x * (1 + t[:, None]), base, "v")
+    torch.testing.assert_close(Shorter(network, until)(x, level).v, network(x, until * t).v)
+
     # a mean that does not come from x0 moves with the clock too, and the law is of the rest
     cond = {"mean": normal(500, 2)}
     early = Shortened(MeanReverting(), 0.4, orn.exact.Gaussian(torch.zeros(2, dtype=F64), std=0.1))

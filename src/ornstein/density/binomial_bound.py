@@ -45,6 +45,8 @@ def binomial_bound(
     process = model.process
     if not isinstance(process, Binomial):
         raise ValueError(f"a bound for zeros and ones is of a Binomial process: got {process!r}")
+    if model.scaling is not None:
+        raise ValueError("zeros and ones have no scaling: take the bound of a model without one")
     if isinstance(grid, Level):
         if steps is not None:
             raise ValueError("these levels know their number of steps: give a grid, or no steps")

@@ -116,7 +116,7 @@ def variational_bound(
     if not isinstance(process, GaussianProcess):
         raise ValueError(f"the bound is a sum of divergences of normal laws: {process!r} has other noise")
     if isinstance(process, Multiplicative):
-        raise ValueError("take the bound of the logarithms, with a model of the base of this multiplicative process")
+        raise ValueError(f"{process!r} has no bound of its own: take that of the logarithms, with a model of its base")
     if "ELBO" not in process.supports:
         raise ValueError(f"the chain of a bound ends at data: {process!r} has noise left at t = 0, or another end")
     if isinstance(grid, Level):

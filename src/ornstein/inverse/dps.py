@@ -58,7 +58,7 @@ def ascent(measurement: Measurement, x0: Tensor) -> Tensor:
         length = residual.flatten(1).norm(dim=1).clamp_min(torch.finfo(x0.dtype).tiny)
         return measurement.operator.adjoint(residual / length.reshape(-1, *(1,) * (residual.dim() - 1)))
     if not measurement.operator.differentiable:
-        raise ValueError(f"{measurement.operator!r} has no gradient: choose EnKG(), which needs none")
+        raise ValueError(f"{measurement.operator!r} has no gradient, which this method follows")
     with torch.enable_grad():
         x0 = x0.detach().requires_grad_()
         if isinstance(measurement.noise, GaussianNoise):

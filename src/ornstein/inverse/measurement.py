@@ -52,7 +52,7 @@ class Measurement:
     def linear(self, method: object) -> LinearOperator:
         """The operator of a method that needs a linear one."""
         if not isinstance(self.operator, LinearOperator):
-            raise ValueError(f"{method!r} is for linear operators, {self.operator!r} is none: choose DPS() or DAPS()")
+            raise ValueError(f"{method!r} is for linear operators, {self.operator!r} is none: choose DPS()")
         return self.operator
 
     def std(self, method: object) -> float:

@@ -39,7 +39,9 @@ class Composed(Operator):
         return self.outer.forward(self.inner.forward(x))
 
     def rows(self, index: Tensor) -> Operator:
-        return self if self.batch is None else compose(self.outer.rows(index), self.inner.rows(index))
+        if self.batch is None:
+            return self
+        return _as_hard(self, compose(self.outer.rows(index), self.inner.rows(index)))
 
 
 class LinearComposed(Composed, LinearOperator):
@@ -97,7 +99,7 @@ class Stack(LinearOperator):
         if self.batch is None:
             return self
         chosen = [operator.rows(index) for operator in self.operators]
-        return Stack([operator for operator in chosen if isinstance(operator, LinearOperator)])
+        return _as_hard(self, Stack([operator for operator in chosen if isinstance(operator, LinearOperator)]))
 
 
 class Truncated(LinearOperator):
@@ -137,6 +139,13 @@ class Truncated(LinearOperator):
         chosen = self.operator.rows(index)
         assert isinstance(chosen, LinearOperator)
         return Truncated(chosen, self.rcond)
+
+
+def _as_hard(old: Operator, new: Operator) -> Operator:
+    """`new`, solving systems to the tolerance and limit of `old`."""
+    if isinstance(old, LinearOperator) and isinstance(new, LinearOperator):
+        new.tolerance, new.limit = old.tolerance, old.limit
+    return new
 
 
 def _batch(operators: Sequence[Operator]) -> int | None:

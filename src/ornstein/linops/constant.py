@@ -18,7 +18,8 @@ class Constant:
             value = value.to(torch.complex128)
         elif value.is_floating_point():
             value = value.to(device="cpu").to(torch.float64)
-        self.value = value.to("cpu")
+        with torch.inference_mode(False):  # what is kept must serve gradients too
+            self.value = value.to("cpu").clone() if value.is_inference() else value.to("cpu")
         self._made: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, like: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class Constant:
             return self.value.to(dtype).to(like.device)
         key = (dtype, like.device)
         if key not in self._made:
-            with torch.inference_mode(False):  # what is kept must serve gradients too
+            with torch.inference_mode(False):
                 self._made[key] = self.value.to(dtype).to(like.device)
         return self._made[key]
 

@@ -31,6 +31,10 @@ class NoiseModel(ABC):
     def log_prob(self, y: Tensor, clean: Tensor) -> Tensor:
         """log p(y | clean), (batch,): a density in nats, or a probability where y is discrete."""
 
+    def rows(self, index: Tensor) -> NoiseModel:
+        """The noise of the samples `index` (k,) of a batch: itself, unless it is another one for each sample."""
+        return self
+
     def check_measurement(self, y: Tensor) -> Tensor:
         """`y`, or ValueError if this noise cannot have made it."""
         return finite("the measurement y", y)
@@ -51,6 +55,10 @@ class GaussianNoise(NoiseModel):
 
     def __repr__(self) -> str:
         return f"GaussianNoise(std={_show(self.std)})"
+
+    def rows(self, index: Tensor) -> NoiseModel:
+        each = isinstance(self.std, Tensor) and self.std.dim() > 0
+        return GaussianNoise(self.std[index.to(self.std.device)]) if each and isinstance(self.std, Tensor) else self
 
     def sample(self, clean: Tensor, seed: Seed | Noise) -> Tensor:
         return clean + _column(self.std, clean) * self._normal(clean, seed)

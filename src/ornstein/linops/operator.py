@@ -7,16 +7,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from operator import index
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from ..numerics.conjugate_gradients import cg, cgls
+from ..numerics.conjugate_gradients import Solved, cg, cgls
 from .constant import finite
 from .svd import SVD, dense
 
 Scale = float | Tensor
 """A number, or one a sample (batch,)."""
+
+
+class _Until(TypedDict):
+    tolerance: float
+    limit: int
+
 
 SMALL = 1024
 """Largest size of an event and of a measurement for which an operator is written out as a matrix to get its SVD."""
@@ -92,10 +99,19 @@ class LinearOperator(Operator):
 
         <A x, y> = <x, A^T y>,      range(x) = A^+ A x,      null(x) = x - A^+ A x
 
-    An operator of one's own writes `forward`; `transpose` is then found by automatic differentiation, and the rest from
-    the SVD of its matrix where event and measurement have at most 1024 numbers, else by conjugate gradients. A faster
-    adjoint overrides `transpose(y)`, a known SVD overrides `svd`; `ornstein.linops.check` proves both.
+    What an inverse is needed for is answered by the SVD where there is one, else by conjugate gradients, each sample
+    alone, until its residual is below `tolerance` of the right side. RuntimeError says so if `limit` steps do not get
+    there: the system is badly conditioned or singular. Set them on an operator to take less for an answer.
+
+    tolerance: None for 100 eps of the dtype. limit: steps.
+
+    An operator of one's own writes `forward`; `transpose` is then found by automatic differentiation, and the SVD from
+    the matrix where event and measurement have at most 1024 numbers. A faster adjoint overrides `transpose(y)`, a known
+    SVD overrides `svd`; `ornstein.linops.check` proves both.
     """
+
+    tolerance: float | None = None
+    limit: int = 1000
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -121,16 +137,12 @@ class LinearOperator(Operator):
         return dense(self.matrix(), self.event, self.measured, eps=torch.finfo(self.dtype).eps)
 
     def pinv(self, y: Tensor) -> Tensor:
-        """A^+ y, the least-squares solution of smallest norm.
-
-        By the SVD, else by conjugate gradients to 100 eps of the dtype; RuntimeError if 1000 steps do not reach it.
-        """
+        """A^+ y, the least-squares solution of smallest norm."""
         self._check("y", y, self.measured)
         if self.svd is not None:
             s = self.svd.spectrum(y)
             return self.svd.v(_inverse(s) * self.svd.ut(y))
-        x, _, residual = cgls(self.forward, self.transpose, y, tolerance=_tolerance(y), limit=1000)
-        return _solved(x, residual, f"the pseudo-inverse of {self!r}", _tolerance(y), 1000)
+        return self._met(cgls(self.forward, self.transpose, y, **self._until(y)), "the pseudo-inverse")
 
     def range(self, x: Tensor) -> Tensor:
         """A^+ A x, the part of x that is measured."""
@@ -143,15 +155,11 @@ class LinearOperator(Operator):
         """x - A^+ A x, the part of x that is not measured."""
         return x - self.range(x)
 
-    def solve(
-        self, b: Tensor, ridge: Scale, weight: Scale = 1.0, *, tolerance: float | None = None, limit: int = 1000
-    ) -> Tensor:
+    def solve(self, b: Tensor, ridge: Scale, weight: Scale = 1.0) -> Tensor:
         """(ridge I + weight A^T A)^-1 b, the proximal step of |y - A x|^2 for b = ridge x0 + weight A^T y.
 
-        b: (batch, *event); ridge, weight >= 0, numbers or one a sample. By the SVD where there is one, else by
-        conjugate gradients to |residual| <= tolerance |b| (100 eps of the dtype if not given) in at most `limit` steps.
-        ValueError for a singular system (ridge = 0 where some direction is not measured), RuntimeError if the limit is
-        met: raise the ridge, the limit or the tolerance.
+        b: (batch, *event); ridge, weight >= 0, numbers or one a sample. ValueError for a singular system (ridge = 0
+        where some direction is not measured).
         """
         self._check("b", b, self.event)
         ridge, weight = _column("ridge", ridge, b), _column("weight", weight, b)
@@ -167,38 +175,45 @@ class LinearOperator(Operator):
         def system(x: Tensor) -> Tensor:
             return _times(ridge, x) + _times(weight, self.transpose(self.forward(x)))
 
-        goal = _tolerance(b) if tolerance is None else tolerance
-        x, _, residual = cg(system, b, tolerance=goal, limit=limit)
-        return _solved(x, residual, f"ridge I + weight A^T A of {self!r}", goal, limit)
+        return self._met(cg(system, b, **self._until(b)), "ridge I + weight A^T A")
 
-    def gram_solve(
-        self, r: Tensor, sigma2_y: Scale, r2: Scale, *, tolerance: float | None = None, limit: int = 1000
-    ) -> Tensor:
+    def gram_solve(self, r: Tensor, sigma2_y: Scale, r2: Scale) -> Tensor:
         """(r2 A A^T + sigma2_y I)^-1 r, for the covariance of a measurement with noise sigma2_y of x0 known to r2.
 
         r: (batch, *measured); sigma2_y, r2 >= 0, numbers or one a sample, not both 0. At sigma2_y = 0 it is the
-        pseudo-inverse of r2 A A^T, what A^T of it tends to. Computed and refused as in `solve`.
+        pseudo-inverse of r2 A A^T, what A^T of it tends to. What of r no A x can explain comes out as r/sigma2_y,
+        rounding with it: where A^T of this is wanted, `gain` is exact.
         """
         self._check("r", r, self.measured)
-        noise, spread = _column("sigma2_y", sigma2_y, r), _column("r2", r2, r)
-        exact = bool((noise == 0).any())
-        if exact and bool(((noise == 0) & (spread == 0)).any()):
-            raise ValueError("r2 A A^T + sigma2_y I is singular: both r2 and sigma2_y are 0")
+        noise, spread = self._noise_and_spread(sigma2_y, r2, r)
         if self.svd is not None:
-            within = self.svd.ut(r)
-            outside = _inverse(noise)  # 0 without noise: nothing outside the range of A then
-            inside = 1 / torch.where(self.svd.spectrum(r) > 0, noise + spread * self.svd.spectrum(r) ** 2, 1.0)
-            return self.svd.u((inside - outside) * within) + _times(outside, r)
-        if exact:
+            s, within = self.svd.spectrum(r), self.svd.ut(r)
+            known = self.svd.u(within / torch.where(s > 0, noise + spread * s**2, 1.0))
+            if self._onto:
+                return known
+            beyond = r - self.svd.u(within)
+            beyond = beyond - self.svd.u(self.svd.ut(beyond))  # 1/noise would blow up what rounding left of the range
+            return known + _times(_inverse(noise), beyond)
+        if bool((noise == 0).any()):
             within_range = self.forward(self.pinv(r))
             r = torch.where(_event(noise == 0, r), within_range, r)
 
         def system(v: Tensor) -> Tensor:
             return _times(noise, v) + _times(spread, self.forward(self.transpose(v)))
 
-        goal = _tolerance(r) if tolerance is None else tolerance
-        v, _, residual = cg(system, r, tolerance=goal, limit=limit)
-        return _solved(v, residual, f"r2 A A^T + sigma2_y I of {self!r}", goal, limit)
+        return self._met(cg(system, r, **self._until(r)), "r2 A A^T + sigma2_y I")
+
+    def gain(self, r: Tensor, sigma2_y: Scale, r2: Scale) -> Tensor:
+        """A^T (r2 A A^T + sigma2_y I)^-1 r = (r2 A^T A + sigma2_y I)^-1 A^T r, what a residual r moves x0 by, over r2.
+
+        The gain of Kalman's filter; A^+ r/r2 at sigma2_y = 0. Arguments and errors as in `gram_solve`.
+        """
+        self._check("r", r, self.measured)
+        noise, spread = self._noise_and_spread(sigma2_y, r2, r)
+        if self.svd is None:
+            return self.transpose(self.gram_solve(r, sigma2_y, r2))
+        s = self.svd.spectrum(r)
+        return self.svd.v(s / torch.where(s > 0, noise + spread * s**2, 1.0) * self.svd.ut(r))
 
     def matrix(self) -> Tensor:
         """A as (m, d) in float64 on the host, or (batch, m, d) where each sample has its own; for small operators."""
@@ -229,6 +244,34 @@ class LinearOperator(Operator):
                     return now
                 last = now
         raise RuntimeError(f"the norm of {self!r} is not found in {limit} steps of power iteration: {last:.6g} so far")
+
+    def _until(self, like: Tensor) -> _Until:
+        goal = 100 * torch.finfo(like.dtype).eps if self.tolerance is None else self.tolerance
+        return {"tolerance": goal, "limit": self.limit}
+
+    def _met(self, solved: Solved, system: str) -> Tensor:
+        """The solution, if conjugate gradients have met the tolerance."""
+        x, _, residual = solved
+        worst = float(residual.detach().max()) if len(residual) else 0.0
+        goal = self._until(x)["tolerance"]
+        if not worst <= goal:
+            raise RuntimeError(
+                f"{system} of {self!r} by conjugate gradients: relative residual {worst:.3g} after {self.limit} steps, "
+                f"wanted {goal:.3g}; it is badly conditioned or singular: raise operator.limit or operator.tolerance, "
+                "the ridge, or give the operator an SVD"
+            )
+        return x
+
+    @cached_property
+    def _onto(self) -> bool:
+        """Whether every y is an A x."""
+        return self.svd is not None and bool(((self.svd.s > 0).sum(-1) == math.prod(self.measured)).all())
+
+    def _noise_and_spread(self, sigma2_y: Scale, r2: Scale, r: Tensor) -> tuple[Tensor, Tensor]:
+        noise, spread = _column("sigma2_y", sigma2_y, r), _column("r2", r2, r)
+        if bool(((noise == 0) & (spread == 0)).any()):
+            raise ValueError("r2 A A^T + sigma2_y I is singular: both r2 and sigma2_y are 0")
+        return noise, spread
 
     def _deficient(self, weight: Tensor) -> bool:
         """Whether weight A^T A is surely singular."""
@@ -268,18 +311,3 @@ def _times(column: Tensor, x: Tensor) -> Tensor:
 def _inverse(value: Tensor) -> Tensor:
     """1/value, and 0 for 0."""
     return torch.where(value > 0, 1 / torch.where(value > 0, value, 1.0), 0.0)
-
-
-def _tolerance(like: Tensor) -> float:
-    return 100 * torch.finfo(like.dtype).eps
-
-
-def _solved(x: Tensor, residual: Tensor, what: str, tolerance: float, limit: int) -> Tensor:
-    worst = float(residual.detach().max()) if len(residual) else 0.0
-    if not worst <= tolerance:
-        raise RuntimeError(
-            f"conjugate gradients met no solution for {what}: relative residual {worst:.3g} after {limit} steps, "
-            f"wanted {tolerance:.3g}: it is badly conditioned or singular; raise the ridge, the limit or the "
-            "tolerance, or give the operator an SVD"
-        )
-    return x

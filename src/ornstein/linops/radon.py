@@ -76,15 +76,21 @@ def _rays(angles: Tensor, height: int, width: int, count: int) -> tuple[Tensor, 
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     across = (columns - (width - 1) / 2).flatten().double()
     up = ((height - 1) / 2 - rows).flatten().double()
-    p, q = angles.cos().abs()[:, None, None], angles.sin().abs()[:, None, None]
-    long, short = torch.maximum(p, q), torch.minimum(p, q)
-    place = (angles.cos()[:, None] * across + angles.sin()[:, None] * up + (count - 1) / 2)[..., None]  # in detectors
-    axial = short < 1e-9  # a ray along an edge is half in each of its pixels, whatever the rounding
-    place = torch.where(axial, (place * 1e9).round() / 1e9, place)
-    ray = place.round().long() + torch.arange(-1, 2)  # a pixel is sqrt(2) wide at most
-    distance = (ray - place).abs()
-    length = (long - 2 * distance) / (2 * long * short.clamp_min(1e-9)) + 1 / (2 * long)
-    length = length.clamp_min(0).minimum(1 / long)
+    kept = [_one_angle(float(angle), across, up, count) for angle in angles]
+    indices = [torch.stack([turn * count + ray, pixel]) for turn, (ray, pixel, _) in enumerate(kept)]
+    return torch.cat(indices, 1), torch.cat([length for *_, length in kept])
+
+
+def _one_angle(angle: float, across: Tensor, up: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ray, pixel and length of each piece."""
+    c, s = math.cos(angle), math.sin(angle)
+    long, short = max(abs(c), abs(s)), min(abs(c), abs(s))
+    place = c * across + s * up + (count - 1) / 2  # of each pixel, in detectors
+    if short < 1e-9:  # along an axis a ray on an edge is half in each of its pixels, whatever the rounding
+        place, short = (place * 1e9).round() / 1e9, 1e-9
+    ray = place.round().long()[:, None] + torch.arange(-1, 2)  # a pixel is sqrt(2) wide at most
+    distance = (ray - place[:, None]).abs()
+    length = (long - 2 * distance) / (2 * long * short) + 1 / (2 * long)
+    length = length.clamp(0, 1 / long)
     kept = (length > 0) & (ray >= 0) & (ray < count)
-    turn, pixel, _ = kept.nonzero(as_tuple=True)
-    return torch.stack([turn * count + ray[kept], pixel]), length[kept]
+    return ray[kept], kept.nonzero()[:, 0], length[kept]

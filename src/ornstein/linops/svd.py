@@ -31,8 +31,8 @@ class SVD:
         largest = s.amax(-1, keepdim=True)
         eps = torch.finfo(torch.float64).eps if eps is None else eps
         s = torch.where(s > s.shape[-1] * eps * largest, s, 0.0)
-        self.s = s
         self.spectrum = Constant(s)
+        self.s = self.spectrum.value
         self.vt, self.v, self._ut, self._u = vt, v, ut, u
 
     def ut(self, y: Tensor) -> Tensor:

@@ -80,10 +80,11 @@ class BrownianBridge(_Bridge):
     begin in N(x1, sigma(1)^2 I) in place of the law of x_t there, whose mean is delta (x0 - x1) away. With
     s = noise_level, d = |x0 - x1| and sigma(1) = s sqrt(delta (1 - delta)),
 
-        KL = E d^2 delta/(2 s^2 (1 - delta)),     total variation <= (d_rms/2s) sqrt(delta/(1 - delta)),
+        KL <= E d^2 delta/(2 s^2 (1 - delta)),     total variation <= (d_rms/2s) sqrt(delta/(1 - delta)),
 
-    and no sampler adds to that. For Gaussian data of variance c in some direction, delta << s^2/c, the means of samples
-    are off by about sqrt(c delta)/s (x1 - E x0) after the flow and by c delta/s^2 (x1 - E x0) after the reverse SDE.
+    and exact steps from there add nothing. For Gaussian data of variance c in some direction, delta << s^2/c, the means
+    of samples are off by about sqrt(c delta)/s (x1 - E x0) after the flow and by c delta/s^2 (x1 - E x0) after the
+    reverse SDE.
 
     mean: the name of the entry of `cond` that holds x1, like the data and in the model's units.
 

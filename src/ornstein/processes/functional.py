@@ -32,7 +32,7 @@ class GaussianProcessNoise(Coloured):
     for as long as the times are the same numbers.
 
     Source: Biloš et al. 2022, "Modeling Temporal Data as Continuous Functions with Stochastic Process Diffusion"
-    (2211.02590), sections 3.1 to 3.3.
+    (2211.02590), section 3.
     """
 
     base: AffineProcess = field(default_factory=VP)

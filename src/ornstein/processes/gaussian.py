@@ -33,7 +33,7 @@ class GaussianProcess(AffineProcess):
 
     @property
     def supports(self) -> tuple[str, ...]:
-        return (*super().supports, *(("ELBO",) if float(self.level(0.0).sigma) == 0 else ()))
+        return (*super().supports, *(("ELBO",) if float(self.level(0.0).sigma.detach()) == 0 else ()))
 
     def draw_noise(self, shape: Sequence[int], noise: Noise, cond: Cond) -> Tensor:
         return noise.normal(shape)

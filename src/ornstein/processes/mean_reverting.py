@@ -21,7 +21,8 @@ class Reverting(GaussianProcess):
     """x_t = alpha x0 + (1 - alpha) mean + sigma noise: the shift moves all weight from the data to a condition.
 
     `mean` names the entry of `cond` that the process reverts to, of the data's shape (batch, *event) and in the
-    model's units; a condition without it is refused by name. In centred states every solver runs unchanged.
+    model's units; a condition without it is refused by name. In centred states every solver runs unchanged. A subclass
+    that is a dataclass has it as a field with a default.
     """
 
     @property

@@ -14,6 +14,7 @@ from ..numerics.gamma import gamma_quantile
 from ..random import Noise
 from .affine import AffineProcess
 from .edm import EDM
+from .gaussian import GaussianProcess
 from .level import broadcast
 from .scheduled import Scheduled
 
@@ -33,19 +34,21 @@ class PFGMPP(Scheduled):
     it becomes the base process, and differs from it as 1/D. Training is that of the base at the same sigma: the
     alignment r = sigma sqrt(D) is built in. There is no score: the noise is not Gaussian.
 
-    A draw takes z from the stream, then one normal number a sample, whose quantile w is: see `gamma_quantile`.
+    A draw takes z from the stream, then one normal number a sample, in whose place among normal numbers w stands among
+    its own: see `gamma_quantile`, in float64 on the host.
 
     base: the process whose schedule it is, EDM in the paper. aux_dim: D, positive, whole or not.
 
     Source: Xu et al. 2023, "PFGM++: Unlocking the Potential of Physics-Inspired Generative Models" (2302.04265),
-    equations 4 to 6 and section 4; Xu et al. 2022 (2209.11178) for D = 1.
+    sections 3 and 4; Xu et al. 2022 (2209.11178) for D = 1.
     """
 
     base: AffineProcess = field(default_factory=EDM)
     aux_dim: float = 128
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if not isinstance(self.base, GaussianProcess):
+            raise ValueError(f"PFGMPP changes the noise of a Gaussian process, as orn.EDM(): got {self.base!r}")
         if not 0 < self.aux_dim < math.inf:
             raise ValueError(
                 f"aux_dim={self.aux_dim}: D is positive and finite; 1 is PFGM, and its limit is {self.base!r}"

@@ -155,7 +155,7 @@ class Reflected(LinearProcess):
 
     def kernel(self, x: Tensor, x0: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """(log q(x_t = x | x0), its gradient in x), both of each entry, (batch, *event)."""
-        return heat_kernel(x - self.low, x0 - self.low, broadcast(level.sigma, x), self.width)
+        return heat_kernel(x - self.low, x0 - self.low, broadcast(level.sigma, x).to(x), self.width)
 
     def log_prior(self, x: Tensor, cond: Cond = None) -> Tensor:
         """log of the uniform density, (batch,)."""

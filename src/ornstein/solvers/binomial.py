@@ -51,10 +51,10 @@ class BinomialAncestral(Solver):
 
 def step_probability(x: Tensor, x0: Tensor, t: Level, s: Level, perturbation: LogOdds | None = None) -> Tensor:
     """P(x_s = 1) of each entry, (batch, *event), given the state x at t and what the model says of x0."""
-    probability = reverse(x, x0, t, s)
+    probability = reverse(x, x0, t, s).clamp(0, 1)  # guidance may push x0 out of it
     if perturbation is None:
         return probability
-    return torch.sigmoid(torch.logit(probability.clamp(0, 1)) + perturbation(x, s))
+    return torch.sigmoid(torch.logit(probability) + perturbation(x, s))
 
 
 def _draw(x: Tensor, x0: Tensor, z: Tensor, *, t: Level, s: Level, perturbation: LogOdds | None) -> Tensor:

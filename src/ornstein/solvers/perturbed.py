@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..processes import Level, ancestral, broadcast
+from ..processes import GaussianProcess, Level, ancestral, broadcast
 from .reverse_sde import check_falling
 from .solver import Solver
 from .table import Writer
@@ -45,8 +45,8 @@ class PerturbedDDPM(Solver):
     def write(self, table: Writer, grid: Level) -> None:
         check_falling(self, grid)
         process, x = table.process, table.state
-        if process is None or process.shift(grid.t[0], None) is not None:
-            raise ValueError(f"{self!r} is for states without a shift: {process!r} has one")
+        if not isinstance(process, GaussianProcess) or process.shift(grid.t[0], None) is not None:
+            raise ValueError(f"{self!r} is for a GaussianProcess without a shift: got {process!r}")
         for t, s in pairwise(grid):
             p, step = table.evaluate(x, t), ancestral(t, s)
             mean = step.c_x * x + step.c_x0 * p.x0

@@ -61,6 +61,8 @@ class Solver(ABC):
     def _check_reads(self, table: Writer, process: LinearProcess) -> None:
         """Refuse a method that asks the process for what it does not have, by name."""
         unknown = [view for view in table.reads if view not in ("raw", *process.readable)]
+        if unknown and not process.readable:
+            raise ViewError(f"{self!r} does not step {process!r}: leave the solver out, and its own is taken")
         if unknown:
             raise ViewError(
                 f"{self!r} reads {unknown[0]}, which {process!r} does not have (it has {', '.join(process.readable)}). "

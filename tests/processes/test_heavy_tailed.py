@@ -204,6 +204,8 @@ def test_trained_as_the_base_is():
 def test_what_it_does_not_have():
     with pytest.raises(ValueError, match="aux_dim=0"):
         PFGMPP(aux_dim=0)
+    with pytest.raises(ValueError, match="Gaussian process"):
+        PFGMPP(PFGMPP())
     process = PFGMPP(aux_dim=2)
     model = ring().denoiser(process)
     with pytest.raises(orn.ViewError, match="not Gaussian"):
