@@ -1,6 +1,6 @@
 """Mean-reverting restoration: MR samplers at 5 to 20 evaluations beside Euler-Maruyama at 100 and 1,000.
 
-    python benchmarks/processes/restoration.py [--mnist FILE] [--only NAME ...]
+    python benchmarks/processes/restoration.py [--mnist FILE [--steps N]] [--only NAME ...]
 
 Claim (Li et al. 2025, 2502.07856): semi-analytic solvers of the mean-reverting reverse SDE and its flow restore in 5 to
 20 evaluations what the Euler-Maruyama method, the published sampler of that process, needs 10 to 20 times as many for.
@@ -43,7 +43,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 import ornstein as orn
 from ornstein.processes import Level
@@ -221,12 +221,27 @@ def run() -> dict[str, float | list[Any]]:
     return figures
 
 
+class Beside(nn.Module):
+    """A U-Net of two channels, the state and the damaged image."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = orn.nets.UNet(2, width=width, levels=(1, 2, 2), blocks=1, attention=())
+
+    def forward(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        both = torch.stack([x, cond["mean"]], 1)
+        answer: Tensor = self.net(both, t)[:, 0]
+        return answer
+
+
 def train(x: Tensor, size: int, width: int, steps: int) -> orn.Denoiser:
     """A network that is shown digits and damaged digits, damaged anew in each of eight copies."""
     scaling = orn.Scaling.of(x)
     spoilt = torch.cat([spoil(x, k, size) for k in range(8)])
     torch.manual_seed(0)
-    net = orn.nets.MLP(tuple(x.shape[1:]), width=width, depth=3, conditions={"mean": tuple(x.shape[1:])})
+    event = tuple(x.shape[1:])
+    small = x[0].numel() <= 64
+    net = orn.nets.MLP(event, width=width, depth=3, conditions={"mean": event}) if small else Beside(width)
     model = orn.Denoiser(net, PROCESS, precondition=orn.EDMPrecondition(1.0), scaling=scaling)
     orn.fit(
         model,
@@ -234,7 +249,7 @@ def train(x: Tensor, size: int, width: int, steps: int) -> orn.Denoiser:
         cond={"mean": scaling.encode(spoilt)},
         objective=orn.training.Objective(orn.training.LogNormalSigma(-0.5, 1.2)),
         steps=steps,
-        batch_size=128,
+        batch_size=128 if small else 64,
         lr=1e-3,
         seed=0,
         progress=False,
@@ -300,13 +315,13 @@ def small() -> Any:
     return network("network", fit.reshape(-1, 8, 8).float(), held[:48].reshape(-1, 8, 8).float(), 4, 256, 2500)
 
 
-def mnist(path: str) -> Any:
+def mnist(path: str, steps: int) -> Any:
     with np.load(path) as data:
         x, held = (
             torch.from_numpy(data[name][:n]).float() / 255
-            for name, n in (("train_images", 20_000), ("test_images", 24))
+            for name, n in (("train_images", 20_000), ("test_images", 12))
         )
-    return network("mnist", x, held, 10, 512, 1500)
+    return network("mnist", x, held, 10, 24, steps)
 
 
 def kept(images: Tensor, count: int = 3) -> list[str]:
@@ -350,11 +365,12 @@ def plot(rows: list[dict[str, Any]], pictures: dict[str, list[str]], path: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", help="an npz with train_images and test_images, 28 x 28 bytes")
+    parser.add_argument("--steps", type=int, default=1000, help="of training on FILE")
     parser.add_argument("--only", nargs="*", help="names of worlds, all by default")
     arguments = parser.parse_args()
     path = RESULTS / "restoration.json"
     worlds: dict[str, Callable[[], Any]] = {"gaussian": gaussian, "mixture": mixture, "network": small}
-    worlds |= {"mnist": lambda: mnist(arguments.mnist)} if arguments.mnist else {}
+    worlds |= {"mnist": lambda: mnist(arguments.mnist, arguments.steps)} if arguments.mnist else {}
     for name, make in worlds.items():
         if arguments.only and name not in arguments.only:
             continue

@@ -1,61 +1,33 @@
-"""Zeros and ones, learned rates, and a box: what each claims, on worlds whose models are exact.
+"""Zeros and ones, and learned rates: what the first diffusion model claims, on worlds whose models are exact.
 
 Claims: the bound of binomial diffusion tends to the entropy of the data, and the rates of a chain are better learned
-through it (Sohl-Dickstein et al. 2015, 1503.03585); reflected diffusion keeps guided samples in the box (Lou, Ermon
-2023, 2304.04740). Baselines: one step, which draws each bin on its own; the linear rates that learning begins at; the
-same model, guidance and steps without reflection.
+through it (Sohl-Dickstein et al. 2015, 1503.03585). Baselines: one step, which draws each bin on its own; the linear
+rates that learning begins at.
 
 Figures: over `steps`, the mean bound of heartbeats in bits, `heartbeat_bits` (their entropy is log2(5) = 2.322), and
 the share of samples that are none, `heartbeat_strays`. Over `chain`, numbers of steps, what the bound of a mixture of
-six Gaussians lies above its entropy in nats, with the posterior's variance: `gap_fixed` and `gap_learned`. Over
-`scale` of guidance, the share of samples outside the box, `outside_reflected` and `outside_free`, in 50 steps.
+six Gaussians lies above its entropy in nats, with the posterior's variance: `gap_fixed` and `gap_learned`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 import ornstein as orn
 from ornstein.density import binomial_bound, variational_bound
-from ornstein.exact import Enumerable, FoldedMixture
-from ornstein.processes import Binomial, LearnedRates, Reflected
+from ornstein.exact import Enumerable
+from ornstein.processes import Binomial, LearnedRates
 from ornstein.training import VLB
 
 STEPS = (1, 5, 10, 20, 40, 80, 160)
 CHAIN = (4, 8, 16)
-SCALES = (1.0, 2.0, 5.0, 10.0)
-
-
-class Unwalled(Reflected):
-    """The box without its walls."""
-
-    def reflect(self, x: Tensor) -> Tensor:
-        return x
-
-
-class Free(orn.BaseDenoiser):
-    """A model of the box, asked at the reflection of states that are not reflected."""
-
-    def __init__(self, model: orn.BaseDenoiser) -> None:
-        super().__init__()
-        self.model, self.process, self.predicts = model, Unwalled(), model.predicts
-
-    def bind(self, levels: Any, x: Tensor, cond: Any) -> Sequence[Callable[[Tensor], Any]]:
-        def answer(call: Callable[[Tensor], Any], x: Tensor) -> Any:
-            return call(Reflected().reflect(x))
-
-        return [partial(answer, call) for call in self.model.bind(levels, x, cond)]
 
 
 def run() -> dict[str, float | list[float]]:
     figures: dict[str, float | list[float]] = {
-        "steps": [float(n) for n in STEPS], "chain": [float(n) for n in CHAIN], "scale": list(SCALES),
+        "steps": [float(n) for n in STEPS], "chain": [float(n) for n in CHAIN],
     }  # fmt: skip
 
     world, n = Enumerable.heartbeat(), 2_000
@@ -80,18 +52,4 @@ def run() -> dict[str, float | list[float]]:
             bound = variational_bound(own, held, grid=orn.Uniform(), steps=steps, variance="posterior", seed=2)
             gaps.append(float((bound.total + ring.log_prob(held)).mean()))
         figures[f"gap_{name}"] = gaps
-
-    means = torch.tensor([[0.15, 0.95], [0.8, 0.1], [0.5, 0.5]], dtype=torch.float64)
-    box = FoldedMixture(means, torch.tensor([0.15, 0.1, 3.0])).denoiser(Reflected())
-    cond = {"label": torch.arange(999) % 3}
-    for name in ("reflected", "free"):
-        shares = []
-        for scale in SCALES:
-            guided = orn.CFG(box, scale)
-            x = orn.sample(
-                guided if name == "reflected" else Free(guided), (999, 2), cond=cond, seed=0, dtype=torch.float64,
-                solver=orn.EulerMaruyama(), grid=orn.Uniform(), steps=50,
-            ).x  # fmt: skip
-            shares.append(float(((x < 0) | (x > 1)).any(1).double().mean()))
-        figures[f"outside_{name}"] = shares
     return figures

@@ -201,7 +201,8 @@ class Denoiser(BaseDenoiser):
             raise ViewError(f"{precondition!r} makes the denoiser predict {precondition.predicts}, not {predicts}")
         if precondition is not None and not isinstance(process, AffineProcess):
             raise ValueError(
-                f"{precondition!r} scales one state of one GaussianProcess, or another AffineProcess: {process!r} is none"
+                f"{precondition!r} scales one state of one GaussianProcess, or another AffineProcess: "
+                f"{process!r} is none"
             )
         self.net = net
         self.process = process

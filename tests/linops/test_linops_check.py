@@ -80,6 +80,10 @@ class Decomposed(Matrix):
         elif self.wrong == "sign":
             parts["u"] = -u
         v, u = parts["v"], parts["u"]
+        if self.wrong == "scale":  # V^-1 in place of V^T
+            return SVD(
+                s / 2, vt=lambda x: 2 * x @ v, v=lambda c: c @ v.mT / 2, ut=lambda y: y @ u, u=lambda c: c @ u.mT
+            )
         return SVD(parts["s"], vt=lambda x: x @ v, v=lambda c: c @ v.mT, ut=lambda y: y @ u, u=lambda c: c @ u.mT)
 
 
@@ -112,7 +116,12 @@ def test_each_other_fault_is_named() -> None:
     }
     for operator, name in faults.items():
         assert name in check(operator, strict=False).failures
-    for wrong, name in (("order", "A = U diag(s) V^T"), ("basis", "U, V orthonormal"), ("sign", "A = U diag(s) V^T")):
+    for wrong, name in (
+        ("order", "A = U diag(s) V^T"),
+        ("basis", "U, V orthonormal"),
+        ("scale", "U, V orthonormal"),
+        ("sign", "A = U diag(s) V^T"),
+    ):
         operator = Decomposed(draw(4, 4))
         operator.wrong = wrong
         assert name in check(operator, strict=False).failures
@@ -161,4 +170,6 @@ def test_adjoint_by_differentiation_needs_only_forward() -> None:
         got = a.adjoint(y)
     assert not got.requires_grad
     close(got, y @ a.matrix(), 1e-14)
+    (pulled,) = torch.autograd.grad(a.adjoint(y).square().sum(), y)
+    close(pulled, 2 * a(got), 1e-14)
     assert str(check(a)).startswith("Differences((5,) -> (4,)): relative errors, 1e-08 allowed\n  each sample alone")

@@ -280,6 +280,7 @@ def test_clipping_and_quantisation_are_undone_as_far_as_they_can_be() -> None:
     nearest = levels[(x[..., None] - levels).abs().argmin(-1)]
     close(Quantisation((3, 5), levels=4)(x), nearest, 10 * EPS)
     assert float(Quantisation((1,), levels=2)(torch.zeros(1, 1))) == -1.0  # the lower of two
+    assert float(Quantisation((1,), levels=4, low=0.0, high=3.0)(torch.full((1, 1), 1.5))) == 1.0
     assert not Quantisation((3,)).differentiable
     for build in (
         lambda: Clipping((2,), low=1.0, high=1.0),

@@ -11,7 +11,7 @@ import torch
 import ornstein as orn
 from every_process import EVERY, Case, page, public
 from ornstein.density import binomial_bound, variational_bound
-from ornstein.processes import Binomial
+from ornstein.processes import Binomial, PhaseSpace
 from worlds import F64
 
 N = 3
@@ -78,6 +78,49 @@ def test_the_protocol(name: str) -> None:
             process.prior((N, 2), seed=1, cond=cond)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_a_model_of_it_is_one_file(name: str, tmp_path: Path) -> None:
+    """Written and read back: the same process, and the same answer to the last bit; or refused with the reason."""
+    case = EVERY[name]
+    net = orn.nets.MLP(2, width=8, depth=1, conditions=dict.fromkeys(case.cond(N) or {}, 0))
+    if isinstance(case.process, PhaseSpace):
+        net = orn.nets.Joined(orn.nets.MLP(4, width=8, depth=1))
+    model = orn.Denoiser(net, case.process, case.process.views[0])
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.1)
+    if name == "a fitted end":
+        with pytest.raises(ValueError, match="Shortened"):
+            orn.save(model, tmp_path / "model.safetensors")
+        return
+    orn.save(model, tmp_path / "model.safetensors")
+    again = orn.load(tmp_path / "model.safetensors")
+    assert repr(again.process) == repr(case.process)
+    start, cond = case.start(N), case.cond(N)
+    x1 = {} if start is None else {"x1": start}
+    x = case.process.corrupt(case.data(N), 0.4, cond=cond, seed=0, **x1).x
+    x = type(x)(*(part.float() for part in x)) if isinstance(x, tuple) else x.float()
+    cond = None if cond is None else {key: value.float() for key, value in cond.items()}
+    one, two = model(x, 0.4, cond).output, again(x, 0.4, cond).output
+    for a, b in zip(*((o if isinstance(o, tuple) else (o,)) for o in (one, two)), strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(again.process.level(0.4).sigma, case.process.level(0.4).sigma, rtol=0, atol=0)
+
+
 def test_the_page_says_what_the_processes_say() -> None:
     """`python tests/every_process.py` prints the table anew."""
     assert page() in (Path(__file__).parents[2] / "docs" / "processes.md").read_text()
+
+
+def test_the_weight_between_two_laws_is_of_unit_targets() -> None:
+    """UnitTarget divides by E |velocity target|^2 of ends and noise of unit size: alpha'^2 + beta'^2 + gamma'^2."""
+    process = orn.Interpolant(noise_level=0.7)
+    t = torch.tensor([0.1, 0.5, 0.8], dtype=F64)
+    weight = orn.training.UnitTarget()(process.level(t), "velocity", process)
+    torch.testing.assert_close(weight, 1 / (1 + 1 + 0.7 * (1 - 2 * t) ** 2 / (4 * t * (1 - t))))
+
+
+def test_coloured_steps_are_not_recorded_as_white() -> None:
+    case = EVERY["Correlated"]
+    with pytest.raises(ValueError, match="Correlated.*has another"):
+        orn.record(case.denoiser(), shape=(N, 2), solver=orn.DDPM(), steps=4, seed=0)

@@ -301,6 +301,7 @@ def test_latent_noise_is_one_function():
     process, world = Quartic(), plane()
     t = torch.tensor([0.2, 0.7], dtype=F64)
     torch.testing.assert_close(process.d_gamma(t), 1 - 2 * t)
+    torch.testing.assert_close(process.level(t[:1].expand(3)).d_sigma, torch.full((3,), 0.6, dtype=F64))
     x1 = world.sample(16, seed=1, dtype=F64)[1]
     truth = world.flow(process, x1, 1.0, 0.0, rtol=1e-8, atol=1e-9)
     out = orn.sample(world.denoiser(process), x_init=x1, steps=80).x

@@ -68,6 +68,16 @@ def test_any_measure_and_any_solver():
     assert out.nfe == 3
 
 
+def test_the_candidates_are_the_times_of_the_fine_grid():
+    """The first subset is the evenly spread one; of as many steps as the fine grid has there is one, the whole."""
+    lessons = teach(ring().denoiser(PROCESS), (8, 2), dtype=F64, steps=10)
+    even = AutoDiffusion(count=40, population=1, generations=0).search(lessons, 4)
+    assert even.grid.schedules[0] == pytest.approx((1.0, 0.75, 0.5, 0.25, 0.0), abs=1e-12)
+    whole = AutoDiffusion(count=5, population=3, generations=1, parents=1).search(lessons, 5)
+    assert whole.grid.schedules[0] == pytest.approx((1.0, 0.8, 0.6, 0.4, 0.2, 0.0), abs=1e-12)
+    assert whole.judged == 1
+
+
 def test_evolution_finds_the_best_subset_of_few_trials():
     """3 of 19 points with a known optimum: the best of all 969 subsets, from at most 250 trials, each run once."""
     wanted = (4, 9, 15)
@@ -90,11 +100,15 @@ def test_evolution_finds_the_best_subset_of_few_trials():
 
 
 def test_a_solver_that_diverges_is_worth_nothing():
-    """Endpoints that are not finite count as infinitely bad, and are no error."""
-    model = orn.Denoiser(lambda x, t: x * torch.inf, PROCESS, "x0")
+    """Endpoints that are not finite count as infinitely bad, and are no error: nor are nan, by any measure."""
     oracle = teach(ring().denoiser(PROCESS), (4, 2), dtype=F64, steps=10)
-    lessons = type(oracle)(model, oracle.starts, oracle.ends, oracle.start, oracle.end)
-    judge = Judge(lessons)
+
+    def judge_of(factor):
+        model = orn.Denoiser(lambda x, t: x * factor, PROCESS, "x0")
+        return Judge(type(oracle)(model, oracle.starts, oracle.ends, oracle.start, oracle.end))
+
+    assert judge_of(torch.nan)(orn.DDIM(), [1.0, 0.5, 0.0]) == float("inf")
+    judge = judge_of(torch.inf)
     assert judge(orn.DDIM(), [1.0, 0.5, 0.0]) == float("inf")
     assert (judge.judged, judge.evaluations) == (1, 8)
 

@@ -10,11 +10,9 @@ from orders import GRID, WORLDS, slopes, start_and_truth
 from ornstein.solvers import DEIS, Solver
 from ornstein.solvers.exponential import combine, weights
 from ornstein.solvers.multistep import multistep
-from ornstein.tuning.autodiffusion import AutoDiffusion
 from ornstein.tuning.evolution import evolve, surrogate
 from ornstein.tuning.found import compiled
 from ornstein.tuning.lessons import teach
-from ornstein.tuning.objectives import Endpoint
 from ornstein.tuning.usf import NAMED, USF, SolverSchedule, Strategy
 from worlds import F64, normal, ring
 
@@ -94,14 +92,11 @@ def lower(own, other):
     return float(gain.mean() / gain.std()) * len(gain) ** 0.5
 
 
-@pytest.mark.system(
-    "usf", rival="the best homogeneous schedule on log-SNR, Karras and cosine grids; as many trials of times alone"
-)
+@pytest.mark.system("usf", rival="the best homogeneous schedule on log-SNR, Karras and cosine grids")
 def test_usf():
     """5 evaluations, the 64-D mixture, three searches of 192 starts each: on 1000 fresh ones the schedules' mean square
     endpoint error, which is what is searched for, is below that of the homogeneous ones, of six on four grids, that are
-    best on the same starts, in pairs by 2.33 standard errors, which chance gives one time in a hundred; and below that
-    of an evolution of their times alone that was allowed as many trials.
+    best on the same starts, in pairs by 2.33 standard errors, which chance gives one time in a hundred.
 
     The numbers of starts and stages were chosen on other starts than any here. One search of 64 starts is ruled by the
     few near a border of modes: in two of five it was no better on fresh ones.
@@ -110,7 +105,7 @@ def test_usf():
     model = world.denoiser(PROCESS)
     fresh = teach(model, (1000, 64), seed=5001, dtype=F64, steps=60)
     search = USF(stages=6)
-    own, plain, moved = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor]()
+    own, plain = list[torch.Tensor](), list[torch.Tensor]()
     for seed in (501, 502, 503):
         lessons = teach(model, (192, 64), seed=seed, dtype=F64, steps=40)
         found = search.search(lessons, steps)
@@ -122,15 +117,10 @@ def test_usf():
             for how in NAMED.values():
                 table = compiled(SolverSchedule((how,) * steps), PROCESS, grid(PROCESS, steps).t.tolist())
                 named[how, grid] = lessons.endpoint_error(table), table
-        (best, grid), (_, table) = min(named.items(), key=lambda item: item[1][0])
-        times_alone = AutoDiffusion(SolverSchedule((best,) * steps), grid, population=16, generations=6, parents=10)
-        alone = times_alone.search(lessons, steps, Endpoint().value)
-        assert alone.judged <= found.judged
-        for errors, one in ((own, found), (plain, None), (moved, alone)):
-            errors.append(fresh.errors(table if one is None else one.table).square())
-    means = [torch.stack(errors).mean(0) for errors in (own, plain, moved)]
-    assert lower(means[0], means[1]) > 2.33
-    assert lower(means[0], means[2]) > 2.33
+        _, table = min(named.values(), key=lambda pair: pair[0])
+        own.append(fresh.errors(found.table).square())
+        plain.append(fresh.errors(table).square())
+    assert lower(torch.stack(own).mean(0), torch.stack(plain).mean(0)) > 2.33
 
 
 def test_the_surrogate_ranks_what_it_has_not_seen():

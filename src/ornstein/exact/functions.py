@@ -57,13 +57,14 @@ class Functions:
                 f"got {tuple(values.shape)} and {tuple(observed.shape)}"
             )
         k, seen = self.covariance(times), observed.to("cpu", torch.float64)
-        given, mask = self._rows(values, times) - self.mean, seen[:, None]
+        mask = seen[:, None]
+        given = torch.where(mask > 0, self._rows(values, times) - self.mean, 0.0)
         # A K A^T, with the identity where nothing was seen, so that all of a batch have one shape
         inner = mask.mT * k * mask + torch.diag_embed(1 - seen)
         gain = torch.cholesky_solve(mask.mT * k, torch.linalg.cholesky(inner)).mT
         # what was seen is known exactly, not to the rounding of a difference
-        mean = self.mean + torch.where(mask > 0, given, (mask * given) @ gain.mT)
-        covariance = (1 - mask).mT * (k - gain @ (mask.mT * k)) * (1 - mask)
+        mean = self.mean + torch.where(mask > 0, given, given @ gain.mT)
+        covariance = (1 - mask).mT * (k - gain @ k) * (1 - mask)
         return mean.reshape(values.shape), covariance
 
     def log_prob(self, times: Tensor, values: Tensor) -> Tensor:

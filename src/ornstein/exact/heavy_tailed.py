@@ -47,11 +47,10 @@ class ExactHeavyTailedDenoiser(BaseDenoiser):
 
     def bind(self, levels: Level, x: Tensor, cond: Cond) -> Sequence[Answer]:
         flat, label = self._flat(levels[0], x, cond), self.world._label(cond, len(x))
+        make = self._of_points if isinstance(self.world, Empirical) else self._over_widths
         calls = []
         for level in levels:
             a, c = coefficients(self.world, self.process, level, self.predicts)
-            points = isinstance(self.world, Empirical)
-            make = self._of_points if points else self._over_widths
             calls.append(partial(self._answer, make(level, flat, label, a, c), level, cond))
         return calls
 
@@ -116,9 +115,12 @@ def nodes(aux_dim: float, dim: int, step: float = 1.0) -> tuple[Tensor, Tensor]:
     """(sqrt(D/w_j), log p_j): widths of the noise at equal steps of log w, (J,) float64 each.
 
     Given x, w lies between the chi-square laws with D and with N + D degrees, and below by as much as x is far out; the
-    nodes leave out 1e-18 of the first below, of the second above. Under a chi-square law of k = 2a degrees the error of
-    the rule with step h is 2 |Gamma(a + 2 pi i/h)|/Gamma(a) of the whole, ~ e^(-(2 pi/h)^2/2a) for large a and
-    e^(-pi^2/h) for small: h = 0.75/(sqrt(a) + 2) with the larger a = (N + D)/2 leaves less than 1e-15 of either.
+    nodes leave out 1e-18 of the first below, of the second above. They serve the states that the process reaches, not
+    those that it would not draw in 1e18 times (hundreds of sigma away at large D).
+
+    Under a chi-square law of k = 2a degrees the error of the rule with step h is 2 |Gamma(a + 2 pi i/h)|/Gamma(a) of
+    the whole, ~ e^(-(2 pi/h)^2/2a) for large a and e^(-pi^2/h) for small: h = 0.75/(sqrt(a) + 2) with the larger
+    a = (N + D)/2 leaves less than 1e-15 of either.
 
     step: a multiple of that step.
     """

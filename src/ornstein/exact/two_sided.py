@@ -47,6 +47,8 @@ class TwoSidedMixture:
         plan: (K, L) the weight of each pair of components, with the weights of `data` and `other` for its sums; by
             default the pairs are independent.
         cross: (K, L, d, d) the covariance X of x0 and x1 within each pair, 0 by default.
+
+    Source: Albergo, Boffi, Vanden-Eijnden 2023 (2303.08797), appendix A, for independent ends.
     """
 
     def __init__(

@@ -20,29 +20,11 @@ from ..denoiser import BaseDenoiser, Codec, Denoiser, EDMPrecondition, Scaling
 from ..errors import CheckpointError
 from ..io import load_tensors, save_tensors
 from ..io.recipe import Known, build, pack, recipe_of, unpack
-from ..nets import MLP, DiT, Joined, UNet
-from ..processes import (
-    CLD,
-    EDM,
-    PSLD,
-    VE,
-    VP,
-    ConditionalOT,
-    Cosine,
-    DiscreteTime,
-    Flow,
-    MeanReverting,
-    PhaseSpace,
-    Process,
-    SubVP,
-)  # fmt: skip
+from ..nets import MLP, DiT, Joined, Probability, SetTransformer, UNet
+from ..processes import NAMED, Process
 from .network import plain
 
-NETS = (MLP, UNet, DiT, Joined)
-PROCESSES = (
-    CLD, ConditionalOT, Cosine, DiscreteTime, EDM, Flow,
-    MeanReverting, PSLD, PhaseSpace, SubVP, VE, VP,
-)  # fmt: skip
+NETS = (MLP, UNet, DiT, Joined, Probability, SetTransformer)
 CODECS = (Scaling, SeriesCodec, TableCodec)
 _KINDS: dict[str, type] = {"net": nn.Module, "process": Process, "precondition": EDMPrecondition, "scaling": Codec}
 _OPTIONAL = ("precondition", "scaling")
@@ -152,7 +134,7 @@ def check_denoiser(model: BaseDenoiser) -> None:
 def _known(classes: Sequence[type]) -> dict[str, Known]:
     own = {kind.__name__: kind for kind in classes}
     kinds: dict[str, tuple[type, ...]] = {
-        "net": NETS, "process": PROCESSES, "precondition": (EDMPrecondition,), "scaling": CODECS,
+        "net": NETS, "process": (*NAMED, *NETS), "precondition": (EDMPrecondition,), "scaling": CODECS,
     }  # fmt: skip
     return {part: {**{kind.__name__: kind for kind in known}, **own} for part, known in kinds.items()}
 

@@ -36,7 +36,7 @@ class PiGDM(Method):
         def pull(x0: Tensor, level: Level) -> Tensor:
             s2 = (level.sigma / level.alpha) ** 2
             r2 = s2 * self.prior**2 / (self.prior**2 + s2)
-            return operator.adjoint(operator.gram_solve(measurement.residual(x0), std**2, r2))
+            return operator.gain(measurement.residual(x0), std**2, r2)
 
         return Pulled(model, measurement, pull, into=True)
 

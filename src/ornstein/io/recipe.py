@@ -66,10 +66,10 @@ def recipe_of(made: Any, known: Known, tensors: dict[str, Tensor], prefix: str =
     name = type(made).__name__
     if known.get(name) is not type(made):
         raise ValueError(f"{name} is not one of {', '.join(known)}")
-    if is_dataclass(made):
-        arguments = {f.name: getattr(made, f.name) for f in fields(made) if f.init}
-    elif isinstance(made, Recorded):
+    if isinstance(made, Recorded):
         arguments = made.__dict__["_made_with"]
+    elif is_dataclass(made):
+        arguments = {f.name: getattr(made, f.name) for f in fields(made) if f.init}
     else:
         return {"class": name, "arguments": None}
     buffers = dict(made.named_buffers(recurse=False)) if isinstance(made, nn.Module) else {}

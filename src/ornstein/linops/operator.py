@@ -163,7 +163,7 @@ class LinearOperator(Operator):
         """
         self._check("b", b, self.event)
         ridge, weight = _column("ridge", ridge, b), _column("weight", weight, b)
-        if bool((ridge == 0).any()) and self._deficient(weight):
+        if bool((ridge == 0).any()) and self._singular(ridge, weight):
             raise ValueError(
                 f"ridge I + weight A^T A is singular: ridge = 0 and {self!r} does not measure every direction; give a "
                 "ridge > 0, or use pinv"
@@ -273,11 +273,12 @@ class LinearOperator(Operator):
             raise ValueError("r2 A A^T + sigma2_y I is singular: both r2 and sigma2_y are 0")
         return noise, spread
 
-    def _deficient(self, weight: Tensor) -> bool:
-        """Whether weight A^T A is surely singular."""
-        if bool((weight == 0).any()) or math.prod(self.measured) < math.prod(self.event):
-            return True
-        return self.svd is not None and bool((self.svd.s == 0).any())
+    def _singular(self, ridge: Tensor, weight: Tensor) -> bool:
+        """Whether ridge I + weight A^T A is surely singular, for some sample."""
+        unseen = torch.tensor(math.prod(self.measured) < math.prod(self.event))
+        if self.svd is not None:
+            unseen = (self.svd.s == 0).any(-1, keepdim=True)  # (1,), or (batch, 1)
+        return bool(((ridge == 0) & ((weight == 0) | unseen.to(weight.device))).any())
 
 
 def _shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:

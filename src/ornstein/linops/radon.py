@@ -49,26 +49,27 @@ class Radon(LinearOperator):
         return cls(torch.arange(count, dtype=torch.float64) * (math.pi / count), event, detectors)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._apply(self._sparse(x)[0], x, 2).reshape(-1, *self.measured)
+        return _applied(self._sparse(x)[0], x).reshape(-1, *self.measured)
 
     def transpose(self, y: Tensor) -> Tensor:
-        return self._apply(self._sparse(y)[1], y, 2).reshape(-1, *self.event)
-
-    @staticmethod
-    def _apply(matrix: Tensor, x: Tensor, axes: int) -> Tensor:
-        answer: Tensor = torch.sparse.mm(matrix, x.reshape(-1, math.prod(x.shape[-axes:])).mT)
-        return answer.mT
+        return _applied(self._sparse(y)[1], y).reshape(-1, *self.event)
 
     def _sparse(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """A and A^T in the dtype and on the device of `like`."""
         key = (like.dtype, like.device)
         if key not in self._made:
             shape = math.prod(self.measured[-2:]), math.prod(self.event[-2:])
-            values, indices = self._lengths.to(like.dtype).to(like.device), self._indices.to(like.device)
-            with torch.inference_mode(False):
+            with torch.inference_mode(False):  # what is kept must serve gradients too
+                values, indices = self._lengths.to(like.dtype).to(like.device), self._indices.to(like.device)
                 whole = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
                 self._made[key] = whole, whole.t().coalesce()
         return self._made[key]
+
+
+def _applied(matrix: Tensor, x: Tensor) -> Tensor:
+    """The matrix on the last two axes of x, (others, rows)."""
+    answer: Tensor = torch.sparse.mm(matrix, x.flatten(-2).flatten(0, -2).mT)
+    return answer.mT
 
 
 def _rays(angles: Tensor, height: int, width: int, count: int) -> tuple[Tensor, Tensor]:

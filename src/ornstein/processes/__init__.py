@@ -1,5 +1,7 @@
 """Forward processes: how data becomes noise."""
 
+from inspect import isabstract
+
 from .affine import AffineProcess, Draw, check_shift
 from .ancestral import Ancestral, ancestral
 from .binomial import Binomial, BinomialDraw, BinomialLevel
@@ -107,3 +109,10 @@ __all__ = [
     "heat_kernel",
     "mix",
 ]
+
+NAMED: tuple[type, ...] = tuple(
+    kind
+    for kind in map(globals().get, __all__)
+    if isinstance(kind, type) and issubclass(kind, (LinearProcess, Separation, OU, RBF, Sine)) and not isabstract(kind)
+)
+"""The classes, with what they are made of, that a file of a model may name."""

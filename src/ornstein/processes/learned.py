@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Cond
+from ..io.recipe import Recorded
 from .gaussian import GaussianProcess
 from .level import Level
 
 
-class LearnedSchedule(nn.Module, GaussianProcess):
+class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
     """alpha^2 = 1 - sigma^2 = 1/(1 + exp(-log_snr)) with a learned fall of the log-SNR from `high` to `low`:
 
         log_snr(t) = high - (high - low) F(t),    F(t) = w_0 t + sum_k w_k C_k(t),    w = softmax,

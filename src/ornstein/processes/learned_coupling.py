@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Cond
+from ..io.recipe import Recorded
 from ..random import Noise, Seed, as_noise
 from .affine import AffineProcess, Draw
 from .flow import Flow
@@ -24,7 +25,7 @@ class CoupledDraw(Draw):
     kl: Tensor | None = None
 
 
-class LearnedCoupling(nn.Module, Scheduled):
+class LearnedCoupling(Recorded, nn.Module, Scheduled):
     """x_t = alpha(t) x0 + shift + sigma(t) noise,    noise ~ q(. | x0) = N(mean(x0), std(x0)^2)
 
     along the schedule of `base`, with mean and log std answered by an encoder that is trained with the model, by

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..io.recipe import Recorded
 from .gaussian import GaussianProcess
 
 
-class LearnedRates(GaussianProcess, nn.Module):
+class LearnedRates(Recorded, GaussianProcess, nn.Module):
     """x_k = sqrt(1 - beta_k) x_(k-1) + sqrt(beta_k) z at t = k/N, k = 1, ..., N, with the beta_k learned.
 
         alpha^2 = exp(-B), sigma^2 = 1 - exp(-B),    B piecewise linear in t with B(k/N) = -sum_(j<=k) log(1 - beta_j)

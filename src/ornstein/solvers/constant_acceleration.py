@@ -35,7 +35,8 @@ class ConstantAccelerationFlow(FlowMap):
     """X(x, t, s) = x + v0 (u_s - u_t) + a (u_s^2 - u_t^2)/2,    u = 1 - t,    v0 = v(x, t),    a = a(x, t, v0)
 
     in one evaluation of each of two models, from any time to any other: X(noise, 1, 0) is a sample, X(x0, 0, 1) the
-    noise that it came from. The second is trained with the answers of the first, on pairs that belong together:
+    noise that it came from (in two dimensions the first model alone, x0 - v0/h, finds it better). The second is trained
+    with the answers of the first, on pairs that belong together:
 
         pairs = orn.training.reflow_pairs(teacher, (50_000, 2))
         first = orn.Denoiser(orn.nets.MLP(2), orn.processes.ConstantAcceleration(h=1.5), "v")

@@ -231,6 +231,7 @@ class Timesteps(Grid):
         return found
 
     def times(self, process: LinearProcess, steps: int) -> Tensor:
+        process = getattr(process, "base", process)
         if not isinstance(process, DiscreteTime):
             raise ValueError(f"{self!r} is for orn.DiscreteTime: {process!r} has no timesteps")
         times = process.time_of(self.chosen(process.steps, steps))
