@@ -95,10 +95,9 @@ class Stepper:
         self.replaced: State | None = None
         own: Any = process
         self.processes: tuple[LinearProcess, ...] = getattr(own, "processes", (own,))
-        if recorder is not None and not all(isinstance(p, GaussianProcess) for p in self.processes):
-            raise TableError(
-                f"a transition is recorded as normal and independent in its entries: {process!r} is not so"
-            )
+        coloured = any(isinstance(p, AffineProcess) and not isinstance(p, GaussianProcess) for p in self.processes)
+        if recorder is not None and coloured:
+            raise TableError(f"a transition is recorded with noise N(0, I): {process!r} has another")
         project = getattr(process, "project", None)
         if project is not None:
             self.hooks = (lambda moment: project(moment.x, cond), *self.hooks)
