@@ -315,10 +315,9 @@ def compare(
         order, rank = best_of(found, own.tuning)
         chosen = time.perf_counter() - began
         begun = time.perf_counter()
-        # begun with what `tune` finds itself, and with the best of the opponents that are of the form; where
-        # evaluations are dear with the second alone
+        # begun with what `tune` finds itself, and with the best of the opponents that are of the form
         start = next((named[n] for n in order if n in named and _fits(named[n], nfe)), None)
-        begins = [start] if start is None or limit is not None else [None, start]
+        begins = [None] if start is None else [None, start]
         made = [tune(own.model, nfe=nfe, lessons=own.tuning, start=begin, evaluations=limit) for begin in begins]
         tuned = min(made, key=lambda t: own.tuning.endpoint_error(t.table))
         row = {

@@ -296,7 +296,10 @@ NET, PROCESS = ("model", "net"), ("model", "process")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (at("Linear", *NET, "class"), "class 'Linear' is not one of MLP, UNet, DiT, Joined$"),
+        (
+            at("Linear", *NET, "class"),
+            "class 'Linear' is not one of MLP, UNet, DiT, Joined, Probability, SetTransformer$",
+        ),
         (at("__import__", *NET, "class"), "class '__import__' is not one of"),
         (at("os.system", *PROCESS, "class"), "class 'os.system' is not one of"),
         (at("VP", *NET, "class"), "class 'VP' is not one of MLP"),

@@ -27,6 +27,7 @@ from ornstein.inverse import (
     RePaint,
     restore,
 )
+from ornstein.inverse.projected import noised
 from worlds import F64, normal, ring
 
 A = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, -1.0]], dtype=F64)
@@ -299,3 +300,36 @@ def test_refusals() -> None:
         DPS(-1.0)
     with pytest.raises(ValueError, match="truth has the shape"):
         restore(model, OPERATOR, y, method=DDS(), noise=STD, steps=2).coverage(torch.zeros(3))
+
+
+def test_what_is_put_in_leaves_the_rest_alone() -> None:
+    """The projection on a level changes what is measured, to alpha y + sigma A z, and nothing else."""
+    x, z, level = normal(4, 3, seed=1), normal(4, 3, seed=2), VP.level(0.3)
+    y = normal(4, 2, seed=3)
+    found = noised(OPERATOR, y)(level, x, z)
+    torch.testing.assert_close(OPERATOR.null(found), OPERATOR.null(x))
+    torch.testing.assert_close(found @ A.mT, level.alpha * y + level.sigma * z @ A.mT)
+
+
+@pytest.mark.parametrize("eta_b", [1.0, 0.6])
+def test_every_coefficient_by_what_is_known_of_it(eta_b: float) -> None:
+    """The three cases, entry by entry, of an operator that is diagonal: not measured, worse than the level, better."""
+    a = torch.tensor([0.0, 0.5, 4.0], dtype=F64)
+    method, y = DDRM(eta=0.7, eta_b=eta_b), normal(5, 3, seed=1)
+    x, x0, z = (normal(5, 3, seed=k) for k in (2, 3, 4))
+    t, s = VP.level(0.3), VP.level(0.15)
+    after = float(s.sigma / s.alpha)
+    assert STD / 4.0 < after < STD / 0.5
+    measurement = Measurement(linops.Matrix(torch.diag(a)), y, linops.GaussianNoise(STD))
+    table = method.solver(measurement).compile(VP, VP.level([0.3, 0.15]))
+    row = table.rows[-1]
+    assert row.function is not None
+    found = row.function(x, x0, z) / s.alpha
+    noise = (x[:, 0] - t.alpha * x0[:, 0]) / t.sigma
+    torch.testing.assert_close(found[:, 0], x0[:, 0] + after * (math.sqrt(1 - 0.49) * noise + 0.7 * z[:, 0]))
+    b = y[:, 1] / 0.5
+    moved = math.sqrt(1 - 0.49) * (b - x0[:, 1]) * 0.5 / STD + 0.7 * z[:, 1]
+    torch.testing.assert_close(found[:, 1], x0[:, 1] + after * moved)
+    b = y[:, 2] / 4.0
+    left = math.sqrt(after**2 - eta_b**2 * STD**2 / 16)
+    torch.testing.assert_close(found[:, 2], (1 - eta_b) * x0[:, 2] + eta_b * b + left * z[:, 2])

@@ -93,11 +93,11 @@ def test_it_trains() -> None:
 
 
 def test_every_solver_that_suits_it_samples_it() -> None:
-    """In 40 evaluations every solver makes the law of the fine solution, within five standard errors. The rival, Heun's
+    """In 24 evaluations every solver makes the law of the fine solution, within five standard errors. The rival, Heun's
     method in 4 evaluations, does not."""
     wanted = law(fine())
     for name, solver in suited().items():
-        found = law(orn.sample(trained(), x_init=start(), solver=solver, grid=GRID, nfe=40, seed=3).x)
+        found = law(orn.sample(trained(), x_init=start(), solver=solver, grid=GRID, nfe=24, seed=3).x)
         assert bool(((found - wanted).abs() < 5 * ERRORS).all()), (name, (found - wanted) / ERRORS)
     rival = law(orn.sample(trained(), x_init=start(), solver=orn.Heun(), grid=GRID, nfe=4).x)
     assert bool(((rival - wanted).abs() > 5 * ERRORS).any())

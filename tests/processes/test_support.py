@@ -122,5 +122,5 @@ def test_the_weight_between_two_laws_is_of_unit_targets() -> None:
 
 def test_coloured_steps_are_not_recorded_as_white() -> None:
     case = EVERY["Correlated"]
-    with pytest.raises(ValueError, match="Correlated.*has another"):
+    with pytest.raises(ValueError, match=r"Correlated.*has another"):
         orn.record(case.denoiser(), shape=(N, 2), solver=orn.DDPM(), steps=4, seed=0)

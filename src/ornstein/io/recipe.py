@@ -65,7 +65,7 @@ def recipe_of(made: Any, known: Known, tensors: dict[str, Tensor], prefix: str =
     """
     name = type(made).__name__
     if known.get(name) is not type(made):
-        raise ValueError(f"{name} is not one of {', '.join(known)}")
+        raise ValueError(f"{name} is not one of {_names(known)}")
     if isinstance(made, Recorded):
         arguments = made.__dict__["_made_with"]
     elif is_dataclass(made):
@@ -78,6 +78,12 @@ def recipe_of(made: Any, known: Known, tensors: dict[str, Tensor], prefix: str =
         for key, value in arguments.items()
     }
     return {"class": name, "arguments": packed}
+
+
+def _names(known: Known) -> str:
+    """The names that are known, a few of many."""
+    some = list(known)[:12]
+    return ", ".join(some) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
 
 
 def pack(value: Any, known: Known, tensors: dict[str, Tensor], where: str) -> Any:
@@ -107,7 +113,7 @@ def build(recipe: Any, known: Known, tensors: Mapping[str, Tensor]) -> Any:
     name, arguments = recipe["class"], recipe["arguments"]
     kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise CheckpointError(f"the class {_short(name)} is not one of {', '.join(known)}")
+        raise CheckpointError(f"the class {_short(name)} is not one of {_names(known)}")
     if arguments is None:
         raise CheckpointError(f"only who has the {name} can load this: the file does not say how it was made")
     if not isinstance(arguments, dict):

@@ -270,7 +270,7 @@ def _pinned(times: Tensor, start: float, end: float) -> Tensor:
 
 
 def _log_snr(process: LinearProcess, t: float) -> float:
-    return float(process.log_snr(torch.tensor(t, dtype=torch.float64)))
+    return float(process.log_snr(torch.tensor(t, dtype=torch.float64)).detach())
 
 
 def _with_ends(times: Tensor, from_end_law: bool, to_data: bool) -> Tensor:
