@@ -24,6 +24,8 @@ import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+COLUMNS = 5
+ABSCISSAE = ("T", "aux_dims", "betas", "chain", "d", "epsilon", "nfe", "noise_level", "points", "scales", "steps")
 
 
 def load(path: Path) -> ModuleType:
@@ -36,46 +38,41 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def panels(figures: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, list[float]]]]:
-    """(family, name of the abscissa, curves): lists that share an abscissa, the first list of their length before them,
-    and the first word of their names."""
-    abscissae: dict[int, str] = {}
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for name, values in figures.items():
-        if not isinstance(values, list):
-            continue
-        if len(values) not in abscissae:
-            abscissae[len(values)] = name
-        else:
-            found.setdefault((name.split("_")[0], abscissae[len(values)]), {})[name] = values
-    for (family, abscissa), curves in found.items():
-        yield family, abscissa, curves
+def panels(figures: dict[str, Any]) -> Iterator[tuple[str, str, list[float], dict[str, list[float]]]]:
+    """(family, abscissa, its values, curves) of the lists: a family is the first word of their names, the abscissa the
+    list of their length that is one by name, or else their places."""
+    lists = {name: values for name, values in figures.items() if isinstance(values, list)}
+    known = {len(values): name for name, values in reversed(lists.items()) if name in ABSCISSAE}
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for name, values in lists.items():
+        if name not in (*ABSCISSAE, "h") and len(values) > 1:
+            found.setdefault((name.split("_")[0], len(values)), {})[name] = values
+    for (family, count), curves in found.items():
+        places = [float(i + 1) for i in range(count)]
+        yield family, known.get(count, "place"), lists.get(known.get(count, ""), places), curves
 
 
 def plot(known: dict[str, Any]) -> None:
-    """A row of panels a benchmark."""
-    rows = {name: list(panels(entry["figures"])) for name, entry in known.items()}
-    rows = {name: row for name, row in rows.items() if row}
-    width = max(map(len, rows.values()))
-    size = (3.2 * width, 2.6 * len(rows))
-    picture, axes = plt.subplots(len(rows), width, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat:
+    """A panel for each family of figures of each benchmark."""
+    drawn = [(name, *panel) for name, entry in known.items() for panel in panels(entry["figures"])]
+    rows = -(-len(drawn) // COLUMNS)
+    size = (3.2 * COLUMNS, 2.6 * rows)
+    picture, axes = plt.subplots(rows, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
-    for line, (name, row) in zip(axes, rows.items(), strict=True):
-        for axis, (family, abscissa, curves) in zip(line, row, strict=False):
-            axis.set_visible(True)
-            ticks = [f"{value:g}" for value in known[name]["figures"][abscissa]]
-            for label, values in curves.items():
-                short = label.removeprefix(f"{family}_")
-                axis.plot(range(len(ticks)), values, marker="o", markersize=3, label=short.replace("_", " "))
-            axis.set_xticks(range(len(ticks)), ticks, fontsize=7)
-            axis.tick_params(axis="y", labelsize=7)
-            if all(value > 0 for values in curves.values() for value in values):
-                axis.set_yscale("log")
-            axis.set_title(f"{name.replace('_', ' ')}: {family}", fontsize=8)
-            axis.set_xlabel(abscissa.replace("_", " "), fontsize=7)
-            axis.legend(fontsize=6)
-    picture.savefig(RESULTS / "processes.png", dpi=110)
+    for axis, (name, family, abscissa, values, curves) in zip(axes.flat, drawn, strict=False):
+        ticks = [f"{value:.3g}" for value in values]
+        for label, curve in curves.items():
+            short = label.removeprefix(f"{family}_")
+            axis.plot(range(len(ticks)), curve, marker="o", markersize=3, label=short.replace("_", " "))
+        axis.set_xticks(range(len(ticks)), ticks, fontsize=7)
+        axis.tick_params(axis="y", which="both", labelsize=7)
+        if all(value > 0 for curve in curves.values() for value in curve):
+            axis.set_yscale("log")
+        axis.set_title(f"{name.replace('_', ' ')}: {family}", fontsize=8)
+        axis.set_xlabel(abscissa.replace("_", " "), fontsize=7)
+        axis.legend(fontsize=6)
+    picture.savefig(RESULTS / "processes.png", dpi=90)
 
 
 def main() -> None:
