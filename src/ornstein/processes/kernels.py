@@ -27,7 +27,7 @@ class _Stationary:
 
     def correlation(self, apart: Tensor) -> Tensor:
         """The correlation of two values at times `apart`, in units of `length`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must write correlation")
 
     def __call__(self, times: Tensor) -> Tensor:
         smooth = self.correlation((times[..., :, None] - times[..., None, :]).abs() / self.length)
