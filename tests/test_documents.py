@@ -1,5 +1,6 @@
 """The code in README and CONTRIBUTING runs as printed, top to bottom (the number of training steps aside)."""
 
+import importlib.util
 import inspect
 import json
 import re
@@ -159,3 +160,25 @@ def test_the_conformance_table_bears_its_claims_out():
             if own["claimed"] is not None:
                 worst = [max(abs(v - own["claimed"]) for v in found) for found in own["measured"].values()]
                 assert min(worst) <= 0.2, own
+
+
+def test_names_in_prose_exist():
+    """Every `orn.a.b` and `ornstein.a.b` that docstrings and documents name is there."""
+    texts = [*ROOT.glob("src/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    missing = set()
+    for path in texts:
+        for found in re.finditer(r"\b(?:orn|ornstein)((?:\.[A-Za-z_]\w*)+)", path.read_text()):
+            place = orn
+            for part in found[1][1:].split("."):
+                if not inspect.ismodule(place) and not inspect.isclass(place):
+                    break  # an attribute of an object that a line of code makes
+                if inspect.ismodule(place) and not hasattr(place, part):
+                    if importlib.util.find_spec(f"{place.__name__}.{part}") is None:
+                        missing.add(f"{found[0]} in {path.relative_to(ROOT)}")
+                        break
+                    importlib.import_module(f"{place.__name__}.{part}")
+                if not hasattr(place, part):
+                    missing.add(f"{found[0]} in {path.relative_to(ROOT)}")
+                    break
+                place = getattr(place, part)
+    assert not missing

@@ -17,7 +17,7 @@ from .errors import ViewError
 from .io.recipe import Recorded
 from .numerics.tree import check_batch, parts
 from .prediction import Output, heads_of, predict
-from .processes import AffineProcess, Level, Process, broadcast
+from .processes import AffineProcess, Level, Process, broadcast, check_times_of
 
 Call = Callable[[State], Output]
 
@@ -42,7 +42,7 @@ class BaseDenoiser(nn.Module):
         self.scaling = None  # not a class attribute, which would hide the registered module
 
     def bind(self, levels: Any, x: State, cond: Cond) -> Sequence[Call]:
-        """One function of the state for each of the E levels ((E,) or (E, batch)), x giving batch, dtype and device.
+        """One function of the state for each of the E levels, (E,) or (E, batch, ...): x gives batch, dtype, device.
 
         All that can be known before the loop is done here: host arithmetic, uploads, preparation of conditions. The
         functions returned do not synchronise.
@@ -58,12 +58,9 @@ class BaseDenoiser(nn.Module):
 
     def __call__(self, x: State, t: Any, cond: Cond = None) -> Any:
         level = self.process.level(t)
-        batch = parts(x)[0].shape[0]
-        if level.shape not in ((), (1,), (batch,)):
-            raise ValueError(
-                f"t is a scalar or has one value a sample: got {tuple(level.shape)} for a batch of {batch}"
-            )
-        check_batch(cond, batch)
+        for part in parts(x):
+            check_times_of(level.shape, part.shape)
+        check_batch(cond, parts(x)[0].shape[0])
         output = super().__call__(x, level, cond)
         return predict(self.process, level, x, output, self.predicts, cond=cond, heads=self.heads)
 
@@ -224,13 +221,13 @@ class Denoiser(BaseDenoiser):
             c_noise = levels.t if pre is None else pre.coefficients(levels)[3]
         if c_noise.dim() == 1:
             c_noise = c_noise[:, None]
-        times = c_noise.to(device=first.device, dtype=dtype).expand(-1, first.shape[0]).unbind(0)
+        times = c_noise.to(device=first.device, dtype=dtype).expand(-1, len(first), *first.shape[1 : c_noise.dim() - 1])
 
         def plain(time: Tensor, x: State) -> Output:
             return net(x, time, *rest)
 
         if pre is None:
-            return [partial(plain, time) for time in times]
+            return [partial(plain, time) for time in times.unbind(0)]
         process: Any = self.process
 
         def preconditioned(t: Tensor, time: Tensor, c_in: Tensor, c_skip: Tensor, c_out: Tensor, x: Tensor) -> Output:
@@ -241,7 +238,7 @@ class Denoiser(BaseDenoiser):
             return {**heads, "main": main} if len(heads) > 1 else main
 
         scales = [[broadcast(c, first) for c in column] for column in pre.coefficients(levels)[:3]]
-        return [partial(preconditioned, *row) for row in zip(levels.t, times, *scales, strict=True)]
+        return [partial(preconditioned, *row) for row in zip(levels.t, times.unbind(0), *scales, strict=True)]
 
 
 class Heads(BaseDenoiser):

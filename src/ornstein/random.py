@@ -40,8 +40,8 @@ def fresh_seed() -> int:
 
 @dataclass(frozen=True)
 class Interval:
-    """What a noise covers: (start, end) on a named clock, with one value a sample where the times have; a Brownian
-    path reads from it which of its increments is meant. The clock "snr" is alpha^2/sigma^2, rising towards data."""
+    """What a noise covers: (start, end) on a named clock, with as many values as there are times; a Brownian path
+    reads from it which of its increments is meant. The clock "snr" is alpha^2/sigma^2, rising towards data."""
 
     clock: str
     start: float | tuple[float, ...]

@@ -20,6 +20,7 @@ from ornstein.inverse import (
     MCG,
     MMPS,
     Corrected,
+    Covaried,
     DiffPIR,
     Measurement,
     PiGDM,
@@ -292,10 +293,11 @@ def test_refusals() -> None:
     refused("samples=0", samples=0)
     blind = linops.BlackBox(lambda u: u[:, :2], (3,), (2,))
     refused("has no gradient", method=DPS(), operator=blind)
-    with pytest.raises(ValueError, match="GaussianProcess"):
-        Corrected(
-            orn.Denoiser(lambda x, t: x, orn.TwoSided()), Measurement(OPERATOR, y, linops.GaussianNoise(1.0)), max
-        )
+    given = Measurement(OPERATOR, y, linops.GaussianNoise(1.0))
+    with pytest.raises(ValueError, match="Covaried is for a process that is a GaussianProcess"):
+        Covaried(orn.Denoiser(lambda x, t: x, orn.TwoSided()), given, 1.0, 1)
+    with pytest.raises(ValueError, match="Corrected is for a process that is a AffineProcess"):
+        Corrected(orn.Denoiser(lambda x, t: x, orn.processes.Interpolant()), given, max)
     with pytest.raises(ValueError, match="zeta=-1"):
         DPS(-1.0)
     with pytest.raises(ValueError, match="truth has the shape"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ornstein._extras import require
-from ornstein.report.names import SOLVERS, TUNED, nearest
+from ornstein.report.names import OPERATORS, SOLVERS, TUNED, nearest
 
 if TYPE_CHECKING:
     from ornstein.training import Forecast
@@ -262,6 +262,79 @@ def tune(
     typer.echo(f"next: ornstein sample {run} --steps {found[-1].table.nfe}")
 
 
+def _list(asked: bool) -> bool:
+    if not asked:
+        return asked
+    from ornstein.report.columns import columns
+    from ornstein.report.operators import OPERATORS as MADE
+    from ornstein.report.operators import listed, methods
+
+    typer.echo(columns(["operator", "options", "what is measured"], listed(MADE)))
+    typer.echo()
+    typer.echo(columns(["method", "options", ""], listed(methods())))
+    raise typer.Exit
+
+
+@app.command(short_help="Restore what was measured, by a trained run.")
+def restore(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    operator: Annotated[str, typer.Option(help=f"{', '.join(OPERATORS)}; with options as downsample:4.")],
+    given: Annotated[
+        Path | None, typer.Option("--input", help="A .npz, .npy, image, or folder of images. [held-out data]")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="Which of them, as 0-7,12. [all; 0-7 of held-out data]")] = None,
+    measured: Annotated[bool, typer.Option("--measured", help="The input is measured, not to be damaged.")] = False,
+    noise: Annotated[float, typer.Option(help="Its standard deviation, in the units of the data.")] = 0.0,
+    method: Annotated[str | None, typer.Option(help="As ddrm, or dps:zeta=0.3; see --list. [mmps]")] = None,
+    samples: Annotated[int, typer.Option(help="Samples of each restoration.")] = 4,
+    steps: Annotated[int | None, typer.Option(help="Steps of the method. [what was published]")] = None,
+    label: Annotated[str | None, typer.Option(help="The class of all. [none]")] = None,
+    seed: Annotated[int, typer.Option(help="Repeats noise and samples.")] = 0,
+    average: Annotated[
+        str | None, typer.Option(help="Which average of the weights: ema, another kept one, raw, or a length.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. [RUN/restored/OPERATOR-METHOD]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over results that are there.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="All but the first network evaluation.")] = False,
+    _listed: Annotated[
+        bool,
+        typer.Option("--list", help="What operators and methods there are.", is_eager=True, callback=_list),
+    ] = False,
+) -> None:
+    """Restore what was measured, y = A(x) + noise, by a trained run: several samples of what each x may have been.
+
+    Clean input is damaged by the operator and the noise first, as a trial: PSNR is then printed. Writes samples.npz (x,
+    their mean and std, y), picture.png and restored.json. Sample k of row i depends on the seed, i and k alone.
+
+      ornstein restore runs/digits --operator box --noise 0.1
+
+      ornstein restore runs/digits --operator downsample:4 --rows 0-15 --method ddrm --steps 50 --samples 8
+
+      ornstein restore runs/digits --operator radon:views=6 --input scans.npz --measured --noise 0.05 --label 3
+    """
+    _needs("pydantic", "yaml", "safetensors", "matplotlib")
+    from ornstein.report.restored import restoration
+    from ornstein.report.run import Run
+
+    options: dict[str, Any] = {"rows": rows, "measured": measured, "noise": noise, "method": method}
+    options |= {"samples": samples, "steps": steps, "seed": seed, "label": label, "average": average}
+    work = restoration(Run.open(run), operator, given=given, out=out, force=force, **options)
+    if check:
+        typer.echo("ok")
+        return
+    found = work.run()
+    typer.echo(
+        f"{found['measurements']} restored by {found['method']}, {found['samples']} samples each, "
+        f"{found['nfe']} network evaluations a sample"
+    )
+    typer.echo(f"off the measurement by {found['residual']:.4g}, root mean square; the noise is {found['noise']:g}")
+    for name, title in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        if name in found:
+            of_mean, of_sample = (_decimals(found[key]) for key in (name, f"{name}_of_a_sample"))
+            typer.echo(f"{title:<10} {of_mean:>8} of the mean, {of_sample:>8} of a sample")
+    typer.echo(f"picture: {work.out / 'picture.png'}")
+
+
 @app.command(short_help="Judge a trained run against held-out data.")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
@@ -493,6 +566,10 @@ def _numbers(text: str, kind: type, option: str, example: str) -> list[Any]:
         return [kind(word) for word in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} {text}: give {example}") from None
+
+
+def _decimals(value: float | None) -> str:
+    return "inf" if value is None else f"{value:.3f}"
 
 
 def _checked(job: Any) -> None:

@@ -2,6 +2,7 @@
 
 from .binomial_bound import binomial_bound, binomial_term
 from .diffusion_times import DiffusionTimes, diffusion_times, end_law
+from .flow_likelihood import FlowLikelihood
 from .kinetic_energy import kinetic_energy, separation
 from .log_likelihood import LogLikelihood, log_likelihood
 from .reverse_entropy import reverse_entropy
@@ -10,6 +11,7 @@ from .variational_bound import Quantised, VariationalBound, bound_term, check_ch
 
 __all__ = [
     "DiffusionTimes",
+    "FlowLikelihood",
     "LogLikelihood",
     "Quantised",
     "VariationalBound",

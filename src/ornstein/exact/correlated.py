@@ -15,9 +15,10 @@ from ..processes import Correlated, Level
 from .covariance import Covariance
 from .empirical import Empirical
 from .mixture import GaussianMixture
-from .world import NULL, World, coefficients
+from .world import NULL, World, coefficients, denoises
 
 
+@denoises(Correlated)
 class ExactCorrelatedDenoiser(BaseDenoiser):
     """The exact denoiser of a mixture, or of a data set, under `Correlated` noise L z: E[view | x_t].
 

@@ -16,11 +16,12 @@ from ..numerics.gamma import gamma_quantile
 from ..processes import PFGMPP, Level
 from .covariance import column, over
 from .empirical import Empirical
-from .world import NULL, World, coefficients
+from .world import NULL, World, coefficients, denoises
 
 Answer = Callable[[Tensor], Tensor]
 
 
+@denoises(PFGMPP)
 class ExactHeavyTailedDenoiser(BaseDenoiser):
     """The exact denoiser of a world under `PFGMPP`: E[view | x_t].
 

@@ -13,9 +13,10 @@ from ..denoiser import BaseDenoiser
 from ..errors import ViewError
 from ..processes import Level, Phase, PhaseLevel, PhaseSpace, broadcast, mix
 from ..processes.matrix import inverse_lower, lower_root
-from .world import NULL, World
+from .world import NULL, World, denoises
 
 
+@denoises(PhaseSpace, "noise")
 class ExactPhaseDenoiser(BaseDenoiser):
     """The exact denoiser of a world whose data are positions: E[view | z_t].
 

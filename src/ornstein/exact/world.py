@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..errors import ViewError
 from ..flow_map import FlowMap
 from ..numerics.dop853 import dop853
 from ..prediction import Output, Prediction
-from ..processes import PFGMPP, AffineProcess, Correlated, GaussianProcess, Level, PhaseSpace, broadcast
+from ..processes import AffineProcess, GaussianProcess, Level, LinearProcess, broadcast
 from ..processes.level import holds
 from ..random import generator
 
@@ -25,6 +25,20 @@ NULL = -1
 """The label that stands for no label: the law of all components together."""
 
 Time: TypeAlias = float | int | Tensor | Level
+Exact = TypeVar("Exact", bound=BaseDenoiser)
+
+
+_DENOISERS: dict[type, tuple[Callable[..., BaseDenoiser], View]] = {}
+
+
+def denoises(process: type, predicts: View = "x0") -> Callable[[type[Exact]], type[Exact]]:
+    """Make a class, built of a world, a process and a view, the exact denoiser of a kind of process."""
+
+    def enter(kind: type[Exact]) -> type[Exact]:
+        _DENOISERS[process] = (kind, predicts)
+        return kind
+
+    return enter
 
 
 class Law(ABC):
@@ -184,26 +198,16 @@ class World(ABC):
     def denoiser(self, process: GaussianProcess, predicts: View | None = None) -> ExactDenoiser: ...
 
     @overload
-    def denoiser(self, process: PhaseSpace | PFGMPP | Correlated, predicts: View | None = None) -> BaseDenoiser: ...
+    def denoiser(self, process: LinearProcess, predicts: View | None = None) -> BaseDenoiser: ...
 
-    def denoiser(
-        self, process: GaussianProcess | PhaseSpace | PFGMPP | Correlated, predicts: View | None = None
-    ) -> BaseDenoiser:
+    def denoiser(self, process: LinearProcess, predicts: View | None = None) -> BaseDenoiser:
         """The exact denoiser of this world under `process`, answering in any view: x0, in phase space the noise, if
         none is named."""
-        if isinstance(process, PhaseSpace):
-            from .phase import ExactPhaseDenoiser
-
-            return ExactPhaseDenoiser(self, process, predicts or "noise")
-        if isinstance(process, PFGMPP):
-            from .heavy_tailed import ExactHeavyTailedDenoiser
-
-            return ExactHeavyTailedDenoiser(self, process, predicts or "x0")
-        if isinstance(process, Correlated):
-            from .correlated import ExactCorrelatedDenoiser
-
-            return ExactCorrelatedDenoiser(self, process, predicts or "x0")
-        return ExactDenoiser(self, process, predicts or "x0")
+        for kind in type(process).__mro__:
+            if kind in _DENOISERS:
+                make, view = _DENOISERS[kind]
+                return make(self, process, predicts or view)
+        raise ValueError(f"an exact world knows no denoiser under {process!r}: it is no GaussianProcess")
 
     def flow_map(self, process: GaussianProcess, rtol: float = 1e-10, atol: float = 1e-12) -> ExactFlowMap:
         """`flow` as a FlowMap: X(x, t, s) of this world under `process`."""
@@ -293,6 +297,8 @@ class World(ABC):
 
     def _centred(self, process: GaussianProcess | None, level: Level | None, x: Tensor, cond: Cond) -> Tensor:
         """x - shift, flattened to (batch, d)."""
+        if level is not None and level.t.dim() > 1:
+            raise ValueError(f"{self!r} is exact at one level a sample: got levels of shape {tuple(level.shape)}")
         if x.shape[1:] != self.event:
             raise ValueError(f"states of {self!r} have shape (batch, *{tuple(self.event)}): got {tuple(x.shape)}")
         shift = None if process is None or level is None else process.shift(level.t, cond)
@@ -355,6 +361,7 @@ class ExactPrediction(Prediction):
         return view if slope is None else view + slope
 
 
+@denoises(GaussianProcess)
 class ExactDenoiser(BaseDenoiser):
     """The exact denoiser of a world: E[view | x_t], to rounding, at every level where the view exists.
 

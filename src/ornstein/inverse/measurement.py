@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import BaseDenoiser, Scaling
-from ..linops import Function, GaussianNoise, LinearOperator, NoiseModel, Operator
+from ..linops import Function, GaussianNoise, LinearOperator, NoiseModel, Operator, check_adjoint
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Measurement:
         noise = noise if isinstance(noise, NoiseModel) else GaussianNoise(float(noise))
         if not isinstance(operator, Operator):
             raise ValueError(f"an operator is one of orn.linops, or a subclass of its Operator: got {operator!r}")
+        check_adjoint(operator)
         operator.check_measurement(y)
         noise.check_measurement(y)
         scaling = model.scaling
@@ -66,7 +67,8 @@ class Measurement:
         if samples == 1:
             return self
         index = torch.arange(len(self)).repeat_interleave(samples)
-        return replace(self, operator=self.operator.rows(index), y=self.y[index.to(self.y.device)])
+        y = self.y[index.to(self.y.device)]
+        return replace(self, operator=self.operator.rows(index), y=y, noise=self.noise.rows(index))
 
     def residual(self, x0: Tensor) -> Tensor:
         """y - A(x0)."""

@@ -36,6 +36,11 @@ class Method(ABC):
         """Where the steps lie."""
         return LogSNR()
 
+    @property
+    def particles(self) -> int:
+        """How many samples of a measurement are drawn together, side by side in the batch, in no order of their own."""
+        return 1
+
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         """The denoiser that the solver asks."""
         return model
@@ -115,7 +120,8 @@ def restore(
         samples: how many samples of each posterior.
         cond: conditions of the model, one a measurement.
         seed: each sample's noise is a function of it, of the measurement's row and of the sample's number alone, so a
-            restoration does not depend on what else is in the batch or how many samples are asked.
+            restoration does not depend on what else is in the batch or how many samples are asked. Of a method with
+            particles, whole populations are drawn, and the first `samples` of them are returned.
         options: of the method's sampler: steps or nfe, grid, progress, debug, dtype, device.
 
     Raises:
@@ -126,17 +132,18 @@ def restore(
         raise ValueError(f"a method is an object such as orn.inverse.DPS(): got {method!r}")
     if samples < 1:
         raise ValueError(f"samples={samples}: at least one of each posterior")
-    measurement = Measurement.of(model, operator, y, noise).repeat(samples)
+    count = math.ceil(samples / method.particles) * method.particles
+    measurement = Measurement.of(model, operator, y, noise).repeat(count)
     check_batch(cond, len(y))
     seed = fresh_seed() if seed is None else seed
-    seeds = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(samples)]
+    seeds = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(count)]
     weight = next(iter(model.parameters()), y)
     own: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device, **options}
     measurement = _moved(measurement, own["dtype"], own["device"])
-    repeated = tree_map(lambda part: part.repeat_interleave(samples, 0), cond)
+    repeated = tree_map(lambda part: part.repeat_interleave(count, 0), cond)
     with torch.no_grad():
         out = method.run(model, measurement, repeated, seed=seeds, **own)
-        found = out.x.to(y)
+        found = out.x.to(y).unflatten(0, (len(y), count))[:, :samples].flatten(0, 1)
         rows = operator.rows(torch.arange(len(y)).repeat_interleave(samples))
         miss = (y.repeat_interleave(samples, 0) - rows(found)).flatten(1).square().mean(1).sqrt()
     shape = (len(y), samples)

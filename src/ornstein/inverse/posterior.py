@@ -15,7 +15,7 @@ from ..denoiser import BaseDenoiser, Call
 from ..guidance import Wrapped
 from ..guidance.wrapped import calls_in
 from ..numerics.conjugate_gradients import cg
-from ..processes import GaussianProcess, Level, broadcast
+from ..processes import AffineProcess, GaussianProcess, Level, broadcast
 from .measurement import Measurement
 
 _DEEPEST = -20.0  # log-SNR: at alpha = 0 a network's x0 does not move with x, and what pulls at x0 has no limit
@@ -24,15 +24,21 @@ _DEEPEST = -20.0  # log-SNR: at alpha = 0 a network's x0 does not move with x, a
 class Measured(Wrapped):
     """A denoiser beside a measurement; a subclass writes `answer`, of one level and its x0 as a function of the state.
 
-    It predicts x0. `passes` is what an evaluation costs beside the network: its gradient passes.
+    It predicts x0. `passes` is what an evaluation costs beside the network: its gradient passes. `kind` is that
+    of the processes for which it holds: what takes covariances from scores (Tweedie's formula) is for a `GaussianProcess`, bridges with
+    a condition at their end among them; what changes x0 alone for every `AffineProcess`, so for `TwoSided` too.
     """
 
     passes: int = 0
 
-    def __init__(self, model: BaseDenoiser, measurement: Measurement) -> None:
+    def __init__(
+        self, model: BaseDenoiser, measurement: Measurement, *, kind: type[AffineProcess] = GaussianProcess
+    ) -> None:
         super().__init__(model)
-        if not isinstance(model.process, GaussianProcess):
-            raise ValueError(f"the methods of orn.inverse are for a GaussianProcess: {model.process!r} is none")
+        if not isinstance(model.process, kind):
+            raise ValueError(
+                f"{type(self).__name__} is for a process that is a {kind.__name__}: {model.process!r} is none"
+            )
         self.measurement = measurement
         self.predicts, self.heads = "x0", {}
 
@@ -63,7 +69,7 @@ class Corrected(Measured):
     def __init__(
         self, model: BaseDenoiser, measurement: Measurement, correct: Callable[[Tensor, Level], Tensor]
     ) -> None:
-        super().__init__(model, measurement)
+        super().__init__(model, measurement, kind=AffineProcess)
         self._correct = correct
 
     def answer(self, x0: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class Pulled(Measured):
     passes = 1
 
     def __init__(self, model: BaseDenoiser, measurement: Measurement, pull: Pull, *, into: bool = False) -> None:
-        super().__init__(model, measurement)
+        super().__init__(model, measurement, kind=GaussianProcess if into else AffineProcess)
         self._pull, self._into = pull, into
 
     def answer(self, x0: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Any:

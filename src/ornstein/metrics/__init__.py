@@ -24,7 +24,9 @@ from ornstein.metrics.precision_recall import (
     expected_coverage,
     precision_recall,
 )
+from ornstein.metrics.psnr import psnr
 from ornstein.metrics.series import autocorrelation, correlation_distance, cross_correlation, marginal_distances
+from ornstein.metrics.ssim import ssim
 from ornstein.metrics.statistics import Statistics
 from ornstein.metrics.straightness import straightness
 from ornstein.metrics.wasserstein import sliced_wasserstein, wasserstein1, wasserstein2
@@ -69,7 +71,9 @@ __all__ = [
     "nearest_neighbour",
     "nearest_neighbour_ratio",
     "precision_recall",
+    "psnr",
     "sliced_wasserstein",
+    "ssim",
     "straightness",
     "table_features",
     "wasserstein1",

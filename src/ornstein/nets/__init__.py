@@ -7,6 +7,7 @@ from ornstein.nets.joined import Joined
 from ornstein.nets.mlp import MLP
 from ornstein.nets.probability import Probability
 from ornstein.nets.set_transformer import SetTransformer
+from ornstein.nets.time_map import TimeMap
 from ornstein.nets.unet import UNet
 
-__all__ = ["MLP", "NULL", "DiT", "Joined", "Net", "Probability", "SetTransformer", "UNet"]
+__all__ = ["MLP", "NULL", "DiT", "Joined", "Net", "Probability", "SetTransformer", "TimeMap", "UNet"]

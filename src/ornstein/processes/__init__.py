@@ -15,13 +15,14 @@ from .edm import EDM
 from .flow import Flow
 from .functional import GaussianProcessNoise
 from .gaussian import GaussianProcess
+from .indi import indi
 from .interpolant import Interpolant, InterpolantDraw, InterpolantLevel
 from .kernels import OU, RBF, Kernel, Sine
 from .kinetic_optimal import KineticOptimal, Separation
 from .learned import LearnedSchedule
 from .learned_coupling import CoupledDraw, LearnedCoupling
 from .learned_rates import LearnedRates
-from .level import Level, broadcast
+from .level import Level, along, broadcast, check_times_of
 from .linear import LinearProcess
 from .matrix import Matrix
 from .mean_reverting import MeanReverting, Reverting
@@ -103,10 +104,13 @@ __all__ = [
     "Sine",
     "SubVP",
     "TwoSided",
+    "along",
     "ancestral",
     "broadcast",
     "check_shift",
+    "check_times_of",
     "heat_kernel",
+    "indi",
     "mix",
 ]
 

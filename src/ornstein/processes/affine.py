@@ -13,7 +13,7 @@ from .._types import Cond, View
 from ..errors import ViewError
 from ..random import Noise, Seed, as_noise
 from .level import Level, broadcast, holds
-from .linear import LinearProcess, check_times
+from .linear import LinearProcess, check_one_end, check_times, noise_like
 
 
 def check_shift(shift: Tensor | None, x: Tensor) -> None:
@@ -67,7 +67,7 @@ class AffineProcess(LinearProcess):
 
     `alpha` and `sigma` are float64 tensors in, the same shape out; log-SNR = log(alpha^2/sigma^2) must fall. x0, noise,
     velocity and v are then lines in each other at every level, so deterministic solvers, which use nothing else, run
-    on any such process. What depends on the law of the noise is asked of the process: `draw_noise`, `colour`,
+    on any such process. What depends on the law of the noise is asked of the process: `draw_noise`, `colouring`,
     `precision`, `log_prior`. Where the noise is standard normal it is a `GaussianProcess`.
     """
 
@@ -144,9 +144,13 @@ class AffineProcess(LinearProcess):
     def draw_noise(self, shape: Sequence[int], noise: Noise, cond: Cond) -> Tensor:
         """A draw of the noise, (batch, *event), from a stream of standard normal numbers."""
 
-    def colour(self, z: Tensor, cond: Cond) -> Tensor:
-        """The noise that standard normal numbers z (batch, *event) make, where it is Gaussian."""
+    def colouring(self, x: Tensor, cond: Cond) -> Callable[[Tensor], Tensor]:
+        """What makes of standard normal numbers the noise of states like x (batch, *event), where it is Gaussian."""
         raise ValueError(f"the noise of {self!r} is not Gaussian: it cannot be made from normal numbers")
+
+    def colour(self, z: Tensor, cond: Cond) -> Tensor:
+        """The noise that standard normal numbers z (batch, *event) make."""
+        return self.colouring(z, cond)(z)
 
     def precision(self, noise: Tensor, cond: Cond) -> Tensor:
         """Cov(noise)^-1 noise, by which a score -Cov^-1 noise/sigma is told from a noise, where that is Gaussian."""
@@ -184,13 +188,8 @@ class AffineProcess(LinearProcess):
         seed: Seed | Noise = None,
     ) -> Draw:
         """Draw x_t given x0 (batch, *event) at t, a scalar or (batch,); the noise may be given."""
-        if x1 is not None:
-            raise ValueError(f"{type(self).__name__} has one end of data: x1 belongs to two-sided processes")
-        if noise is None:
-            stream = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device)
-            noise = self.draw_noise(x0.shape, stream, cond)
-        elif noise.shape != x0.shape:
-            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
+        check_one_end(self, x1)
+        noise = noise_like(x0, noise, seed, lambda shape, stream: self.draw_noise(shape, stream, cond))
         level = self.level(t)
         x = broadcast(level.alpha, x0) * x0 + broadcast(level.sigma, x0) * noise
         shift = self.shift(level.t, cond)

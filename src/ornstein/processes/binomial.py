@@ -13,7 +13,7 @@ from ..errors import ViewError
 from ..random import Noise, Seed, as_noise
 from .affine import derivative
 from .level import Level, broadcast, holds
-from .linear import LinearProcess, check_times
+from .linear import LinearProcess, check_one_end, check_times, noise_like
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +121,12 @@ class Binomial(LinearProcess):
     ) -> BinomialDraw:
         """Draw x_t given x0 (batch, *event) at t, a scalar or (batch,): one where `noise`, N(0, 1), is below the
         quantile of its probability."""
-        if x1 is not None:
-            raise ValueError("Binomial has one end of data: x1 belongs to two-sided processes")
+        check_one_end(self, x1)
         if x0.device.type == "cpu" or not torch.is_grad_enabled():  # in training on a device no step waits for it
             binary = (x0 == 0) | (x0 == 1)
             if not holds(binary):
                 raise ValueError(f"data of {self!r} are 0 and 1: got {float(x0[~binary].flatten()[0]):.6g}")
-        if noise is None:
-            noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
-        elif noise.shape != x0.shape:
-            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
+        noise = noise_like(x0, noise, seed)
         level = self.level(t)
         alpha = broadcast(level.alpha, x0)
         return BinomialDraw(level, bernoulli(alpha * x0 + (1 - alpha) / 2, noise), x0, noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,8 +45,9 @@ class Coloured(Scheduled):
         """The state (batch, *event) as rows (batch, c, m), each of which L multiplies."""
         return x.flatten(1)[:, None]
 
-    def colour(self, z: Tensor, cond: Cond) -> Tensor:
-        return (self.rows(z) @ self.factor(z, cond).mT).reshape(z.shape)
+    def colouring(self, x: Tensor, cond: Cond) -> Callable[[Tensor], Tensor]:
+        factor = self.factor(x, cond).mT
+        return lambda z: (self.rows(z) @ factor).reshape(z.shape)
 
     def whiten(self, noise: Tensor, cond: Cond) -> Tensor:
         """L^-1 noise."""

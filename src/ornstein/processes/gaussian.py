@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ class GaussianProcess(AffineProcess):
     def draw_noise(self, shape: Sequence[int], noise: Noise, cond: Cond) -> Tensor:
         return noise.normal(shape)
 
-    def colour(self, z: Tensor, cond: Cond) -> Tensor:
-        return z
+    def colouring(self, x: Tensor, cond: Cond) -> Callable[[Tensor], Tensor]:
+        return lambda z: z
 
     def precision(self, noise: Tensor, cond: Cond) -> Tensor:
         return noise

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .._types import Cond, View
 from ..errors import ViewError
-from ..random import Noise, Seed, as_noise
+from ..random import Noise, Seed
 from .affine import AffineProcess, derivative
 from .flow import Flow
 from .level import Level, broadcast, holds
-from .linear import LinearProcess, check_times
+from .linear import LinearProcess, check_times, noise_like
 from .two_sided import check_ends, no_end
 
 
@@ -27,14 +27,7 @@ class InterpolantLevel(Level):
     d_beta: Tensor
 
     defining = ("alpha", "sigma", "beta")
-
-    @property
-    def no_data(self) -> Tensor:
-        return torch.zeros_like(self.t, dtype=torch.bool)
-
-    @property
-    def no_noise(self) -> Tensor:
-        return torch.zeros_like(self.t, dtype=torch.bool)
+    closed = True
 
     @property
     def diffusion2(self) -> Tensor:
@@ -191,10 +184,7 @@ class Interpolant(LinearProcess):
         """Draw x_t given both ends (batch, *event) at t, a scalar or (batch,)."""
         check_ends(self, self.end, x0, x1)
         assert x1 is not None
-        if noise is None:
-            noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
-        elif noise.shape != x0.shape:
-            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
+        noise = noise_like(x0, noise, seed)
         level = self.level(t)
         x = broadcast(level.alpha, x0) * x0 + broadcast(level.beta, x1) * x1 + broadcast(level.sigma, noise) * noise
         return InterpolantDraw(self, level, x, x0, x1, noise)

@@ -27,7 +27,8 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
 
     With a `condition` each sample has a schedule of its own, F(t; cond). The process itself is then the one with
     F(t) = t, and a sample's schedule is its clock: `at(t, cond)` are levels (batch,), `grid(steps, cond)` those of a
-    sampler. One schedule for each entry of a sample is not possible: a level has one value a sample.
+    sampler. Where the features have axes of the event, (batch, ..., features), each index along them, or each entry,
+    has a clock of its own, and levels are (batch, ...); a network is then told a time for each (`orn.nets.TimeMap`).
 
         process = LearnedSchedule(-9, 9)
         model = orn.Denoiser(net, process, predicts="v", timestep=process.timestep)
@@ -40,8 +41,8 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
         low, high: the log-SNR at t = 1 and t = 0.
         units: the number of C_k.
         learn_ends: low and high are parameters too; the bound's own first and last terms keep them in place.
-        condition: a module from the condition to features (batch, `features`), from which each sample's parameters are
-            read linearly, at first those of all.
+        condition: a module from the condition to features (batch, `features`) or (batch, ..., `features`), from which
+            the parameters of each sample or entry are read linearly, at first those of all.
 
     Source: Della Maggiora et al. 2023, "Conditional Variational Diffusion Models" (2312.02246); Kingma et al. 2021
     (2107.00630), appendix H, for one schedule of all samples. There the ends are kept by penalties, or by a division.
@@ -92,7 +93,9 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
         return low, width.exp()
 
     def _rise(self, t: Tensor, curve: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(F, F', F'') at t for parameters (size,), or (batch, size) with t (..., batch)."""
+        """(F, F', F'') at t for parameters (size,), or (batch, ..., size) with t (..., batch)."""
+        if t.dim() > 0:
+            t = t.reshape(*t.shape, *(1,) * (curve.dim() - 2))
         sizes = [self.units + 1, self.units, self.units]
         weights, slopes, centres = torch.split(curve.to(t), sizes, -1)
         w, a, c = weights.softmax(-1), nn.functional.softplus(slopes) + 1e-3, torch.sigmoid(centres)
@@ -131,7 +134,7 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
     def at(self, t: Tensor, cond: Cond = None) -> Level:
         """The levels at t, with a gradient to the parameters: t () or (batch,), or with times first (N + 1, batch).
 
-        Without a condition they are `level(t)`. With one they are (..., batch), and their t and derivatives are those
+        Without a condition they are `level(t)`. With one they are (..., batch, ...), and their t and derivatives are those
         of the process itself, F(t; cond), which a solver and a network may be told.
         """
         t = t.to("cpu", torch.float64)
@@ -158,7 +161,7 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
         return curve
 
     def grid(self, steps: int, cond: Cond = None) -> Level:
-        """steps + 1 levels from t = 1 to 0, even on the learned clock: (N + 1,), with a condition (N + 1, batch).
+        """steps + 1 levels from t = 1 to 0, even on the learned clock: (N + 1,), with a condition (N + 1, batch, ...).
 
         It has no gradient. The last level is t = 0, with the noise that is there.
         """

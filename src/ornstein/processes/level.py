@@ -18,8 +18,9 @@ from .matrix import Matrix
 class Level:
     """(t, alpha, sigma, log-SNR) and the time derivatives of alpha and sigma, carried together.
 
-    All are float64 tensors on the host and of one shape: () for one level, (batch,) for a level a sample, (E,) or
-    (E, batch) for a grid. `log_snr = log(alpha^2 / sigma^2)`, +-inf where the ratio is. A level is made by
+    All are float64 tensors on the host and of one shape: () for one level, (batch,) for a level a sample, (batch, ...)
+    for a level for each index of the event's first axes, or for each of its entries; with a grid's own axis E before
+    that. `log_snr = log(alpha^2 / sigma^2)`, +-inf where the ratio is. A level is made by
     `process.level(t)`, and whatever is computed from it is rounded once, when it meets the state.
     """
 
@@ -32,6 +33,9 @@ class Level:
 
     defining: ClassVar[tuple[str, ...]] = ("alpha", "sigma")
     """The fields that make a level that of its process."""
+
+    closed: ClassVar[bool] = False
+    """Whether velocity and diffusion are finite at both ends too, so that steps in t may begin and end there."""
 
     @property
     def components(self) -> tuple[Level, ...]:
@@ -46,12 +50,12 @@ class Level:
     @property
     def no_data(self) -> Tensor:
         """Where nothing of the data is left, so that steps start in x0 form."""
-        return self.alpha == 0
+        return (self.alpha == 0) & (not self.closed)
 
     @property
     def no_noise(self) -> Tensor:
         """Where the state is data, of which a network is not asked."""
-        return self.sigma == 0
+        return (self.sigma == 0) & (not self.closed)
 
     def tells(self, source: View, target: View) -> bool:
         """Whether a view follows from another, by `conversion`, where both are finite."""
@@ -77,7 +81,7 @@ class Level:
         return kind(*(torch.stack([getattr(level, field.name) for level in levels]) for field in fields(kind)))
 
     def tile(self, copies: int) -> Level:
-        """The levels (E,) or (E, batch) for a batch repeated `copies` times."""
+        """The levels (E,) or (E, batch, ...) for a batch repeated `copies` times."""
         if self.t.dim() < 2 or self.t.shape[1] == 1:  # one time for all samples stays one
             return self
         values = (getattr(self, field.name) for field in fields(self))
@@ -161,15 +165,25 @@ def holds(condition: Tensor) -> bool:
 
 
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient () or (batch,) in the shape in which it multiplies the state x (batch, *event).
+    """A coefficient (), (batch,) or (batch, ...) in the shape in which it multiplies the state x (batch, *event).
 
     A scalar stays on the host: torch takes it into any kernel without a transfer and without promoting the state.
     """
     if coefficient.dim() == 0:
         return coefficient
-    if coefficient.dim() != 1 or coefficient.shape[0] not in (1, x.shape[0]):
+    check_times_of(coefficient.shape, x.shape)
+    return along(coefficient.to(device=x.device, dtype=x.dtype), x)
+
+
+def along(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of the first axes of x, with further axes of one entry."""
+    return coefficient.reshape(*coefficient.shape, *(1,) * (x.dim() - coefficient.dim()))
+
+
+def check_times_of(times: Sequence[int], state: Sequence[int]) -> None:
+    """Refuse times that are not one, one a sample, or one for each index of the event's first axes."""
+    if tuple(times[1:]) != tuple(state[1 : len(times)]) or tuple(times[:1]) not in ((), (1,), (state[0],)):
         raise ValueError(
-            f"a time is a scalar or has one value a sample: got shape {tuple(coefficient.shape)} "
-            f"for a batch of {x.shape[0]}"
+            f"a time is a scalar or has one value a sample: got {tuple(times)} for a batch of {state[0]} "
+            f"(or one for each entry: {tuple(state)})"
         )
-    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.dim() - 1))

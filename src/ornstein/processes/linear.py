@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._types import VIEWS, Cond, State, View
+from ..random import Noise, Seed, as_noise
 from .level import Level, holds
 
 
@@ -87,6 +88,27 @@ def inverse(falling: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         above = falling(middle) > value
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return torch.where(value == torch.inf, low, high)
+
+
+def check_one_end(process: object, x1: object) -> None:
+    """Refuse a second end of a process that has one."""
+    if x1 is not None:
+        raise ValueError(f"{type(process).__name__} has one end of data: x1 belongs to two-sided processes")
+
+
+def _normal(shape: Sequence[int], stream: Noise) -> Tensor:
+    return stream.normal(shape)
+
+
+def noise_like(
+    x0: Tensor, noise: Tensor | None, seed: Seed | Noise, draw: Callable[[Sequence[int], Noise], Tensor] = _normal
+) -> Tensor:
+    """The noise that was given, refused where it is not like x0, or a draw of it, by default standard normal."""
+    if noise is None:
+        return draw(x0.shape, as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device))
+    if noise.shape != x0.shape:
+        raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
+    return noise
 
 
 def check_times(t: Tensor) -> None:

@@ -18,7 +18,7 @@ from ..errors import ViewError
 from ..numerics.quadrature import between
 from ..random import Noise, Seed, as_noise
 from .level import Level, broadcast, holds
-from .linear import LinearProcess, check_times
+from .linear import LinearProcess, check_one_end, check_times
 from .matrix import Matrix, inverse_lower, lower_root
 
 _RULE, _DOUBLINGS = 10, 6
@@ -319,8 +319,7 @@ class PhaseSpace(LinearProcess):
         seed: Seed | Noise = None,
     ) -> PhaseDraw:
         """Draw z_t given data x0 (batch, *event) at t, a scalar or (batch,); the noise may be given."""
-        if x1 is not None:
-            raise ValueError(f"{type(self).__name__} has one end of data: x1 belongs to two-sided processes")
+        check_one_end(self, x1)
         level = self.level(t)
         stream = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device)
         if noise is None:

@@ -15,6 +15,7 @@ from ..random import Noise, Seed, as_noise
 from .affine import Draw
 from .gaussian import GaussianProcess
 from .level import Level
+from .linear import check_one_end
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ class Product:
         seed: Seed | Noise = None,
     ) -> ProductDraw:
         """Draw every component of x_t given x0, a named tuple of (batch, *event) tensors."""
-        if x1 is not None:
-            raise ValueError("Product has one end of data: x1 belongs to two-sided processes")
+        check_one_end(self, x1)
         level = self.level(t)
         if noise is None:
             stream = as_noise(seed, batch=x0[0].shape[0], dtype=x0[0].dtype, device=x0[0].device)

@@ -14,7 +14,7 @@ from ..errors import ViewError
 from ..random import Noise, Seed, as_noise
 from .gaussian import GaussianProcess
 from .level import Level, broadcast, holds
-from .linear import LinearProcess
+from .linear import LinearProcess, check_one_end, noise_like
 from .ve import VE
 
 _CROSSING = 0.45  # of sigma/width, below which images are summed, above which cosines
@@ -27,13 +27,7 @@ class ReflectedLevel(Level):
 
     spread: Tensor
 
-    @property
-    def no_data(self) -> Tensor:
-        return torch.zeros_like(self.t, dtype=torch.bool)
-
-    @property
-    def no_noise(self) -> Tensor:
-        return torch.zeros_like(self.t, dtype=torch.bool)
+    closed = True
 
     @property
     def diffusion2(self) -> Tensor:
@@ -186,8 +180,7 @@ class Reflected(LinearProcess):
         seed: Seed | Noise = None,
     ) -> ReflectedDraw:
         """Draw x_t given x0 (batch, *event) in the box at t, a scalar or (batch,); the noise may be given."""
-        if x1 is not None:
-            raise ValueError("Reflected has one end of data: x1 belongs to two-sided processes")
+        check_one_end(self, x1)
         if x0.device.type == "cpu" or not torch.is_grad_enabled():  # in training on a device no step waits for it
             inside = (x0 >= self.low) & (x0 <= self.high)
             if not holds(inside):
@@ -195,10 +188,7 @@ class Reflected(LinearProcess):
                     f"{float(x0[~inside].flatten()[0]):.6g} lies outside the box [{self.low:.6g}, {self.high:.6g}]: "
                     "scale the data into it"
                 )
-        if noise is None:
-            noise = as_noise(seed, batch=x0.shape[0], dtype=x0.dtype, device=x0.device).normal(x0.shape)
-        elif noise.shape != x0.shape:
-            raise ValueError(f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x0.shape)}")
+        noise = noise_like(x0, noise, seed)
         level = self.level(t)
         return ReflectedDraw(self, level, self.reflect(x0 + broadcast(level.sigma, x0) * noise), x0, noise)
 

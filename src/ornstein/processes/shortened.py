@@ -35,8 +35,8 @@ class Shortened(Scheduled, GaussianProcess):
     likelihood knows both (`orn.density.diffusion_times`). A law fitted to the state at T, less the shift, takes most
     of the first gap away at a T where there is little of the second, and leaves less of the path to follow.
 
-        early = orn.density.shorten(process, data, until=0.3, components=8)
-        orn.sample(orn.ChangeOfProcess(model, early), shape)         # the model as it was trained, on all of [0, 1]
+        law = orn.density.end_law(process, data, until=0.3, components=8)
+        orn.sample(orn.guidance.Shorter(model, until=0.3, law=law), shape)     # a model trained on all of [0, 1]
 
     Args:
         base: the process that is stopped.

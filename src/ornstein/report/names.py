@@ -23,6 +23,9 @@ SOLVER_TITLES = {
 }
 """What they are called in reports."""
 
+OPERATORS = ("box", "random", "mask", "downsample", "blur", "fourier", "radon", "hadamard", "colour", "denoise")
+"""Measurement operators of the command line; `ornstein.report.operators` makes them."""
+
 FORMATS = ("npz", "png", "csv", "parquet")
 """Formats of samples on the command line."""
 

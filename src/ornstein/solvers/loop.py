@@ -16,7 +16,7 @@ from ..denoiser import BaseDenoiser
 from ..errors import NonFiniteError, TableError
 from ..numerics.tree import like, parts
 from ..prediction import Output, heads_of
-from ..processes import AffineProcess, GaussianProcess, Level, LinearProcess, Process, ProductLevel, check_shift
+from ..processes import AffineProcess, GaussianProcess, Level, LinearProcess, Process, ProductLevel, along, check_shift
 from ..random import Noise
 from .program import After, Apply, Combine, Draw, Evaluate, Form, program_of
 from .table import Coefficient, ProductTable, Table
@@ -95,8 +95,7 @@ class Stepper:
         self.replaced: State | None = None
         own: Any = process
         self.processes: tuple[LinearProcess, ...] = getattr(own, "processes", (own,))
-        coloured = any(isinstance(p, AffineProcess) and not isinstance(p, GaussianProcess) for p in self.processes)
-        if recorder is not None and coloured:
+        if recorder is not None and any(_coloured(p) for p in self.processes):
             raise TableError(f"a transition is recorded with noise N(0, I): {process!r} has another")
         project = getattr(process, "project", None)
         if project is not None:
@@ -123,8 +122,7 @@ class Stepper:
         if not isinstance(c, Tensor):
             return c
         x = parts(self.x)[component]
-        c = c.to(device=x.device, dtype=x.dtype)
-        return c.reshape(-1, *(1,) * (x.dim() - 1)) if c.dim() == 1 else c
+        return along(c.to(device=x.device, dtype=x.dtype), x) if c.dim() else c.to(device=x.device, dtype=x.dtype)
 
     def stream(
         self, noise: Noise, *, debug: bool = False, tick: Callable[[], object] | None = None
@@ -140,8 +138,8 @@ class Stepper:
         shapes = [part.shape for part in parts(x)]
         noises = [component.noises for component in self.table.components]
         colours: list[Any] = [
-            p.colour if isinstance(p, AffineProcess) and not isinstance(p, GaussianProcess) else None
-            for p in self.processes
+            p.colouring(part, self.cond) if drawn and isinstance(p, AffineProcess) and _coloured(p) else None
+            for p, part, drawn in zip(self.processes, parts(x), noises, strict=True)
         ]
         single = len(self.processes) == 1 and not self._shifted
         add, differentiable, first = torch.add, self.differentiable, True
@@ -191,7 +189,7 @@ class Stepper:
                 slots[step.slot] = add(slots[step.first], slots[step.second], alpha=step.ratio)
             elif isinstance(step, Draw):
                 z = noise.increment(shapes[step.component], noises[step.component][step.index])
-                slots[step.slot] = z if colours[step.component] is None else colours[step.component](z, self.cond)
+                slots[step.slot] = z if colours[step.component] is None else colours[step.component](z)
                 continue
             elif isinstance(step, Apply):
                 value = slots[step.slot] = step.function(*[slots[slot] for slot in step.inputs])
@@ -284,6 +282,11 @@ class Stepper:
                 f"{len(samples)} of {len(value)} samples (the first is {samples[0]}): the network's answer, a "
                 "hook's or the state before it is not finite"
             )
+
+
+def _coloured(process: LinearProcess) -> bool:
+    """Whether its noise is another than N(0, I)."""
+    return isinstance(process, AffineProcess) and not isinstance(process, GaussianProcess)
 
 
 class Loop(Stepper):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,22 +26,27 @@ Potential = Callable[[Moment], Tensor]
 SCHEMES = ("systematic", "stratified", "multinomial", "residual")
 
 
-def resample(weights: Tensor, scheme: str = "systematic", seed: int | torch.Generator = 0) -> Tensor:
+def resample(
+    weights: Tensor, scheme: str = "systematic", seed: int | torch.Generator | Sequence[torch.Generator] = 0
+) -> Tensor:
     """Ancestors a (groups, K) with E[#{j: a_j = i}] = K w_i, for normalised weights w (groups, K).
 
         systematic    a_j = F^-1((j + u)/K), one u for all j        stratified    the same, a u_j for each
         multinomial   a_j = F^-1(u_j)                               residual      floor(K w_i) of each, the rest drawn
 
     F is the cumulative sum of w. The variance of the counts is that of multinomial or less; systematic and residual
-    leave floor(K w_i) at least.
+    leave floor(K w_i) at least. Of several generators each group has its own, and then depends on no other group.
 
     Source: Douc, Cappe, Moulines 2005, "Comparison of Resampling Schemes for Particle Filtering" (cs/0507025).
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r}: choose from {', '.join(SCHEMES)}")
-    rng = generator(seed)
     count = weights.shape[1]
-    u = torch.rand(weights.shape, generator=rng, device=rng.device).to(weights)
+    if isinstance(seed, Sequence):
+        u = torch.stack([torch.rand(count, generator=own, device=own.device) for own in seed]).to(weights)
+    else:
+        rng = generator(seed)
+        u = torch.rand(weights.shape, generator=rng, device=rng.device).to(weights)
     slots = torch.arange(count, dtype=weights.dtype, device=weights.device)
     if scheme == "systematic":
         return _inverse(weights, (slots + u[:, :1]) / count)
@@ -76,13 +81,13 @@ class ParticleFilter:
     has exp(log_normalizer) unbiased for E[G(x, 0)] under the sampler.
 
     The batch is in groups of `particles` (K), each a population of its own, side by side; its members share their
-    condition. Randomness comes from `seed` and the group. `threshold=0` never resamples (importance sampling),
-    1 at every point. `log_weights` (groups, K), `log_normalizer` (groups,), `ess` (points, groups) and `ancestors`
-    (points, groups, K) tell of the run; a new run starts afresh.
+    condition. Randomness comes from `seed` and the group, or from the seed of each group alone. `threshold=0` never
+    resamples (importance sampling), 1 at every point. `log_weights` (groups, K), `log_normalizer` (groups,), `ess`
+    (points, groups) and `ancestors` (points, groups, K) tell of the run; a new run starts afresh.
 
     A weighting with a memory or a proposal of its own (twisted particles, weights from a rate) overrides `increment`,
-    which returns the log of the factor on w, and `permute`, which carries what it remembers to the particles' new
-    places.
+    which returns the log of the factor on w, `permute`, which carries what it remembers to the particles' new places,
+    and `weighs`, if the rows at which it knows that factor are not the points of the grid.
 
     Source: Liu et al. 2023, "Correcting Diffusion Generation through Resampling" (2312.06038), algorithm 1;
     Gordon, Salmond, Smith 1993; the normaliser: Del Moral 2004.
@@ -99,7 +104,7 @@ class ParticleFilter:
         *,
         resampling: str = "systematic",
         threshold: float = 0.5,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
     ) -> None:
         if particles < 2:
             raise ValueError(f"particles={particles}: a group has at least two")
@@ -111,6 +116,10 @@ class ParticleFilter:
         self.resampling, self.threshold = resampling, threshold
         self.seed = fresh_seed() if seed is None else seed
         self._row = -1
+
+    def weighs(self, moment: Moment) -> bool:
+        """Whether the particles are weighed after this row."""
+        return moment.on_grid
 
     def increment(self, moment: Moment) -> Tensor:
         """log of the factor on the weights at this point, (batch,)."""
@@ -127,7 +136,7 @@ class ParticleFilter:
         if moment.row <= self._row or self._row < 0:
             self._begin(moment)
         self._row = moment.row
-        if not moment.on_grid:
+        if not self.weighs(moment):
             return None
         increment = self.increment(moment)
         if increment.shape != (self._batch,):
@@ -151,8 +160,15 @@ class ParticleFilter:
         self._batch = len(x)
         if self._batch % self.particles:
             raise ValueError(f"a batch of {self._batch} is no number of groups of {self.particles} particles")
-        self._rng = generator(derive(self.seed, "resampling"))
-        self.log_weights = x.new_zeros(self._batch // self.particles, self.particles)
+        groups = self._batch // self.particles
+        self._rng: torch.Generator | list[torch.Generator]
+        if isinstance(self.seed, int):
+            self._rng = generator(derive(self.seed, "resampling"))
+        elif len(self.seed) == groups:
+            self._rng = [generator(derive(own, "resampling")) for own in self.seed]
+        else:
+            raise ValueError(f"{len(self.seed)} seeds for {groups} groups of particles: give one, or one a group")
+        self.log_weights = x.new_zeros(groups, self.particles)
         self._log_normalizer = self.log_weights[:, 0]
         self._log_g = x.new_zeros(self._batch)
         self._ess: list[Tensor] = []

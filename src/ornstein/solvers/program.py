@@ -150,7 +150,7 @@ def _conversions(
 
 
 def _plain(values: Tensor) -> Sequence[Coefficient]:
-    """Values (E,) as floats; those with a gradient, or of shape (E, batch), stay tensors."""
+    """Values (E,) as floats; those with a gradient, or of shape (E, batch, ...), stay tensors."""
     return values.unbind(0) if values.dim() > 1 or values.requires_grad else values.tolist()
 
 

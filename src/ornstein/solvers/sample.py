@@ -16,7 +16,7 @@ from .._types import Cond, State
 from ..denoiser import BaseDenoiser, Scaling
 from ..errors import NonFiniteError
 from ..numerics.tree import like, parts
-from ..processes import Binomial, Interpolant, Level, PhaseSpace, Process, ProductLevel, Reflected
+from ..processes import Binomial, Interpolant, Level, PhaseSpace, Process, ProductLevel, Reflected, check_times_of
 from ..progress import bar
 from ..random import Noise, Seed
 from .begin import begin
@@ -142,8 +142,10 @@ def sample(
 
     start, noise = begin(denoiser, shape, x_init, table.start.t, cond, seed, dtype, device)
     batch = len(parts(start)[0])
-    if table.start.shape not in ((), (1,), (batch,)):
+    if table.start.shape[:1] not in ((), (1,), (batch,)):
         raise ValueError(f"the grid has times for {len(table.start)} samples, the batch is {batch}")
+    for part in parts(start):
+        check_times_of(table.start.shape, part.shape)
     kept = list[State]()
     if trajectory:
         kept.append(start)

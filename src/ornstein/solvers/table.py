@@ -532,7 +532,7 @@ class Writer:
 
 
 def _times(values: Tensor) -> float | tuple[float, ...]:
-    return float(values) if values.numel() == 1 else tuple(values.tolist())
+    return float(values) if values.numel() == 1 else tuple(values.flatten().tolist())
 
 
 def _times_json(value: float | tuple[float, ...]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._types import Cond
 from ..denoiser import BaseDenoiser
-from ..processes import LearnedSchedule
+from ..processes import LearnedSchedule, broadcast
 from ..random import Noise, Share, derive, fresh_seed
 from .objective import Objective
 from .times import UniformTime
@@ -27,6 +27,8 @@ class ScheduleBound(Objective):
     by the same gradient. Unlike the bound of infinitely many steps, which depends on the ends alone, it knows where the
     schedule should be slow: for an exact model it is above the entropy by the sum of what each step loses, and least
     where no step can give another anything.
+
+    Where entries have clocks of their own, each has its own terms, and the bound is their mean.
 
     With pinned ends `prior` and `recon` are constants; with learned ones they are what keeps them.
 
@@ -66,12 +68,18 @@ class ScheduleBound(Objective):
         both = process.at(torch.stack([t, t - 1 / self.steps]), cond)
         noise = Noise(derive(seed, "noise"), batch=len(share), dtype=x0.dtype, device=x0.device, share=share)
         drawn = process.corrupt(x0, both[0], cond=cond, seed=noise)
-        error = (model(drawn.x, drawn.level, cond).x0 - x0).square().flatten(1).mean(1)
+        error = (model(drawn.x, drawn.level, cond).x0 - x0).square()
         snr = both.log_snr.exp()
         low, high = process.at(torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(2, len(x0)), cond).log_snr
-        size = x0.square().flatten(1).mean(1)
-        loss = (self.steps / 2 * (snr[1] - snr[0])).to(error) * error + (low.exp() / 2).to(size) * size
+        loss = _mean(broadcast(self.steps / 2 * (snr[1] - snr[0]), error) * error)
+        loss = loss + _mean(broadcast(low.exp() / 2, x0) * x0.square())
         rest = (1 + math.log(2 * math.pi) - high) / 2
         if self.smooth:
             rest = rest + self.smooth * process.bend(t - 0.5 / self.steps, cond).square()
+        rest = _mean(rest)
         return loss + rest.to(loss), t
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean over the entries of each sample, (batch,)."""
+    return values.reshape(len(values), -1).mean(1)

@@ -1,0 +1,119 @@
+"""Methods whose samples of a measurement are a population: weighted on the way, resampled, equal at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import Cond
+from ..denoiser import BaseDenoiser
+from ..linops import GaussianNoise
+from ..random import derive, fresh_seed, generator
+from ..solvers import ParticleFilter, Samples, resample
+from ..solvers.loop import Moment
+from .measurement import Measurement
+from .method import Method
+
+
+@dataclass(frozen=True)
+class Population(Samples):
+    """Samples of equal weight, in no order within a population, and what is known of the weights they had.
+
+    ess: (populations,), the smallest effective sample size (sum w)^2/sum w^2 on the way: near 1 a population has been
+    the copies of one particle. log_evidence: (populations,), an estimate of log p(y) in the model's units; its exp is
+    unbiased. It is the normaliser of `ParticleFilter`.
+    """
+
+    ess: Tensor | None = None
+    log_evidence: Tensor | None = None
+
+
+class Weighed(ParticleFilter):
+    """A filter whose weights a solver computes: the entries of a row without a level sum to the log of the factor."""
+
+    def __init__(self, particles: int, **options: Any) -> None:
+        super().__init__(lambda moment: moment.x, particles, **options)
+
+    def weighs(self, moment: Moment) -> bool:
+        return moment.level is None
+
+    def increment(self, moment: Moment) -> Tensor:
+        factor: Tensor = self.potential(moment).flatten(1).sum(1)
+        return factor
+
+
+@dataclass(frozen=True)
+class Populated(Method):
+    """A method whose solver writes weights as `Weighed` reads them.
+
+    particles: K of a population. resampling, threshold: see `ParticleFilter`.
+    """
+
+    particles: int = 64
+    resampling: str = "systematic"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        Weighed(self.particles, resampling=self.resampling, threshold=self.threshold, seed=0)  # refuses what is wrong
+
+    def run(
+        self, model: BaseDenoiser, measurement: Measurement, cond: Cond, *, seed: Any = None, **options: Any
+    ) -> Samples:
+        groups = len(measurement) // self.particles
+        if isinstance(seed, Sequence):  # of every sample: a population takes the first one's
+            own = [derive(s, "population") for s in seed[:: self.particles]]
+        else:
+            seed = fresh_seed() if seed is None else seed
+            own = [derive(seed, "population", g) for g in range(groups)]
+        rule = Weighed(self.particles, resampling=self.resampling, threshold=self.threshold, seed=own)
+        out = super().run(model, measurement, cond, seed=seed, hooks=(rule,), **options)
+        streams = [generator(derive(s, "end")) for s in own]
+        chosen = resample(rule.log_weights.softmax(1), self.resampling, streams)
+        order = torch.stack([torch.randperm(self.particles, generator=stream) for stream in streams])
+        chosen = chosen.gather(1, order.to(chosen.device))
+        flat = (chosen + self.particles * torch.arange(groups, device=chosen.device)[:, None]).reshape(-1)
+        x: Any = out.x
+        plain = replace(out, x=x[flat])
+        return Population(**vars(plain), ess=rule.ess.amin(0), log_evidence=rule.log_normalizer)
+
+
+def believed(level: Any, prior: float) -> tuple[Tensor, Tensor]:
+    """(k, r^2): x0 given x_t is N(k x_t, r^2 I) for data N(0, prior^2 I); finite at both ends, and so is r^2/k."""
+    spread = (level.alpha * prior) ** 2 + level.sigma**2
+    return level.alpha * prior**2 / spread, (prior * level.sigma) ** 2 / spread
+
+
+def share(measurement: Measurement, level: Any, prior: float) -> Tensor:
+    """The power of p(y | A(x0)) in a guess at p(y | x_t), x0 given x_t being known to r: std^2/(std^2 + r^2) for normal
+    noise, as if A A^T = I, and 1 - r^2/prior^2 for others."""
+    r2, noise = believed(level, prior)[1], measurement.noise
+    if not isinstance(noise, GaussianNoise):
+        return 1 - r2 / prior**2
+    variance = torch.as_tensor(noise.std).to(r2) ** 2
+    return variance / (variance + r2)
+
+
+def has_density(measurement: Measurement, method: object) -> Measurement:
+    """The measurement, for a method that weighs samples by p(y | x0)."""
+    noise = measurement.noise
+    if isinstance(noise, GaussianNoise) and bool((torch.as_tensor(noise.std) == 0).any()):
+        raise ValueError(f"{method!r} weighs samples by p(y | x0): give the noise of y, or choose DDNM() or DDRM()")
+    return measurement
+
+
+def has_gradient(measurement: Measurement, method: object) -> Measurement:
+    """The measurement, for a method that follows the gradient of log p(y | x0)."""
+    if not measurement.operator.differentiable:
+        raise ValueError(f"{measurement.operator!r} has no gradient, which {method!r} follows: choose EnKG()")
+    if not measurement.noise.differentiable:
+        raise ValueError(f"{measurement.noise!r} has no gradient, which {method!r} follows: give it a std > 0")
+    return measurement
+
+
+def spread_out(value: Tensor, like: Tensor) -> Tensor:
+    """(batch,) as (batch, *event) whose entries sum to it, as rows of a table are."""
+    return (value / like[0].numel()).reshape(-1, *(1,) * (like.dim() - 1)).expand_as(like)
