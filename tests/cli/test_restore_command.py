@@ -18,7 +18,7 @@ from ornstein.data.images import ImageSpace
 from ornstein.linops import GaussianNoise
 from ornstein.random import derive
 from ornstein.report import names, restored
-from ornstein.report.operators import OPERATORS, listed, method_named, methods, operator_named
+from ornstein.report.operators import OPERATORS, damaged, listed, method_named, methods, operator_named
 from ornstein.report.run import Run
 
 EVENT = (1, 8, 8)
@@ -155,7 +155,7 @@ def test_wrong_operators(text: str, message: str) -> None:
 def test_wrong_methods_and_masks(tmp_path: Path) -> None:
     assert method_named("dps:zeta=0.3") == inverse.DPS(zeta=0.3)
     assert method_named("mmps:2,eta=0.5") == inverse.MMPS(iterations=2, eta=0.5)
-    for text, message in (("dsp", "did you mean 'dps'"), ("dps:zeta=-1", "positive"), ("mmps:0.5", "a whole number")):
+    for text, message in (("dpps", "did you mean 'dps'"), ("dps:zeta=-1", "positive"), ("mmps:0.5", "a whole number")):
         with pytest.raises(ValueError, match=message):
             method_named(text)
     for value in (np.full((8, 8), 0.5), np.ones((3, 3))):
@@ -165,6 +165,19 @@ def test_wrong_methods_and_masks(tmp_path: Path) -> None:
     (tmp_path / "mask.npy").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"mask\.npy is no mask"):
         operator_named(f"mask:{tmp_path / 'mask.npy'}", EVENT)
+
+
+def test_damage_is_noise_where_something_is_measured() -> None:
+    """y - A x is the noise of the seed, and 0 where nothing is measured: what is there would count as a misfit."""
+    x = torch.rand(2, *EVENT, generator=torch.Generator().manual_seed(0))
+    for name in ("box", "random", "fourier", "blur", "hadamard", "radon"):
+        operator = operator_named(name, EVENT)
+        y, noisy = damaged(operator, x, 0.5, [1, 2]), GaussianNoise(0.5).sample(operator(x), [1, 2])
+        blind = (operator(torch.rand(1, *EVENT)) == 0).expand_as(y)
+        assert torch.equal(y, torch.where(blind, 0, noisy))
+        assert torch.equal(damaged(operator, x, 0.0, 1), operator(x))
+        sizes = {"box": 16, "random": 32, "fourier": 2 * 45, "blur": 0, "hadamard": 0}
+        assert int(blind[0].sum()) == sizes.get(name, int(blind[0].sum()))
 
 
 def test_a_trial_is_restored_as_the_library_does(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,10 +191,11 @@ def test_a_trial_is_restored_as_the_library_does(folder: Path, capsys: pytest.Ca
     assert err == ""  # no bar: this is no terminal
     out = folder / "restored" / "downsample_2-ddrm"
     assert {path.name for path in out.iterdir()} == {"samples.npz", "picture.png", "restored.json"}
+    assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     run = Run.open(folder)
     model, operator = run.model(), linops.Downsample(2, EVENT)
     truth = run.split.held_out.rows(torch.tensor([1, 2, 5]))[0]
-    y = GaussianNoise(10.0).sample(operator(truth), [derive(3, "damage", i) for i in range(3)])
+    y = damaged(operator, truth, 10.0, [derive(3, "damage", i) for i in range(3)])
     cond = {"label": torch.full((3,), orn.nets.NULL)}
     options = {"method": inverse.DDRM(), "noise": 10.0, "samples": 2, "steps": 3, "seed": 3}
     alone = orn.restore(model, operator, y, cond=cond, **options)
@@ -211,8 +225,12 @@ def test_a_trial_is_restored_as_the_library_does(folder: Path, capsys: pytest.Ca
         assert np.array_equal(file["x"], arrays["x"].numpy())
 
 
-def test_what_was_measured_is_restored(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_measured_is_restored(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The file of a trial is a measurement too (its y), and so are its arrays alone: the same samples, no PSNR."""
+    drawn = []
+    monkeypatch.setattr(restored.Restoration, "_picture", lambda self, found: drawn.append(self.truth) or b"a picture")
     common = ["--operator", "radon:views=4", "--noise", "20", *QUICK]
     assert cli(["restore", str(folder), *common, "--rows", "0-1", "--out", str(tmp_path / "trial")]) == 0
     with np.load(tmp_path / "trial" / "samples.npz") as file:
@@ -232,13 +250,24 @@ def test_what_was_measured_is_restored(folder: Path, tmp_path: Path, capsys: pyt
             assert np.array_equal(file["y"], y)
             x = file["x"] if i == 0 else x
             np.testing.assert_array_equal(file["x"], x)
-        assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "picture.png").read_bytes() == b"a picture"
+    assert [truth is None for truth in drawn] == [False, True, True, True]
     # one of them, alone, is restored the same: nothing depends on what else is there
     np.save(tmp_path / "one.npy", y[0])
     one = ["--input", str(tmp_path / "one.npy"), "--measured", "--out", str(tmp_path / "one"), "--method", "dds"]
     assert cli(["restore", str(folder), *common, *one]) == 0
     with np.load(tmp_path / "one" / "samples.npz") as file:
         np.testing.assert_allclose(file["x"], x[:1], rtol=1e-4, atol=1e-2)
+
+
+def test_the_usual_method_does_without_noise_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restored.Restoration, "_picture", lambda self, found: b"")
+    asked = ["--steps", "2", "--samples", "2", "--rows", "0", "--out", str(tmp_path / "out")]
+    assert cli(["restore", str(folder), "--operator", "box", *asked]) == 0
+    assert json.loads((tmp_path / "out" / "restored.json").read_text())["method"].startswith("MMPS")
+    with np.load(tmp_path / "out" / "samples.npz") as file:
+        assert np.isfinite(file["x"]).all()
+        assert (file["y"][0, 0, 2:6, 2:6] == 0).all()
 
 
 def test_an_exact_measurement_is_met(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +348,7 @@ def test_labels(runs: Path, folder: Path, tmp_path: Path, capsys: pytest.Capture
     ("words", "message"),
     [
         (["--operator", "bx"], "unknown operator 'bx'"),
-        (["--operator", "box", "--method", "dsp"], "did you mean 'dps'"),
+        (["--operator", "box", "--method", "dpps"], "did you mean 'dps'"),
         (["--operator", "box", "--method", "ddnm", "--noise", "1"], "takes the measurement as exact"),
         (["--operator", "box", "--method", "diffpir"], "without any choose DDNM"),
         (["--operator", "radon", "--method", "ddrm", "--noise", "-1"], "noise is a standard deviation"),

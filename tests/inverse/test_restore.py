@@ -265,6 +265,46 @@ def test_mean_spread_and_coverage() -> None:
     torch.testing.assert_close(out.std[0], cov.diagonal().sqrt(), rtol=5 / math.sqrt(2 * k) + 0.05, atol=0)
 
 
+def test_any_solver_runs_a_denoiser_that_knows_the_measurement() -> None:
+    """Of a Gaussian MMPS is the posterior's flow: 30 steps of order 2 leave a variance nearer to it than 30 steps of
+    the published first-order sampler, by more than 5 standard errors of 4,000 samples. DPS is no such denoiser."""
+    world, y, k = gaussian(), measured(gaussian()), 4_000
+    cov = world.posterior(y[0], A, noise_std=STD).moments()[1]
+    options: dict[str, Any] = {"method": MMPS(iterations=2), "noise": STD, "samples": k, "steps": 30, "seed": 0}
+
+    def miss(**own: Any) -> float:
+        samples = restore(world.denoiser(VP), OPERATOR, y, **options, **own).samples[0]
+        return float((torch.cov(samples.mT) - cov).norm() / cov.norm())
+
+    second = miss(solver=orn.DPMSolverPP(order=2), grid=orn.LogSNR(end=12.0))
+    assert second < 0.05
+    assert miss() > second + 5 * math.sqrt(2 / k)
+    with pytest.raises(ValueError, match=r"DPS\(zeta=0.5.*\) has a solver of its own"):
+        restore(world.denoiser(VP), OPERATOR, y, method=DPS(), noise=STD, steps=3, solver=orn.Heun())
+
+
+def test_a_wrong_adjoint_is_found_before_the_run() -> None:
+    class Doubled(linops.LinearOperator):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        def transpose(self, y: Tensor) -> Tensor:
+            return 2 * y
+
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("the network was asked")
+
+    with pytest.raises(ValueError, match=r"adjoint of .*Doubled.* is wrong: .* differ by \d"):
+        restore(orn.Denoiser(never, VP, "x0"), Doubled((3,), (3,)), torch.zeros(1, 3), method=DPS(), noise=STD)
+
+
+def test_noise_of_its_own_for_each_measurement_goes_with_it() -> None:
+    each = linops.GaussianNoise(torch.tensor([0.1, 2.0], dtype=F64))
+    many = Measurement(OPERATOR, torch.zeros(2, 2, dtype=F64), each).repeat(3)
+    assert isinstance(many.noise, linops.GaussianNoise)
+    torch.testing.assert_close(many.noise.std, torch.tensor([0.1] * 3 + [2.0] * 3, dtype=F64))
+
+
 def test_evaluations_are_counted_with_their_gradients() -> None:
     world, y = gaussian(), measured(gaussian())
     for method, each in ((DDNM(), 1), (DDRM(), 1), (DPS(), 2), (PiGDM(), 2), (MMPS(iterations=3), 5)):

@@ -63,7 +63,11 @@ class CDIM(Method):
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator = measurement.linear(self)
-        return Repeated(model, measurement, lambda x0, level: operator.adjoint(measurement.residual(x0)))
+
+        def pull(x0: Tensor, level: Level) -> Tensor:
+            return operator.adjoint(measurement.residual(x0))
+
+        return Repeated(model, measurement, pull, self.projections)
 
     def solver(self, measurement: Measurement) -> Solver:
         operator, std = measurement.linear(self), measurement.std(self)

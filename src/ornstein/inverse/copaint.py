@@ -62,7 +62,11 @@ class CoPaint(Method):
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator = measurement.linear(self)
-        return Repeated(model, measurement, lambda x0, level: -2 * operator.adjoint(measurement.residual(x0)))
+
+        def slope(x0: Tensor, level: Level) -> Tensor:
+            return -2 * operator.adjoint(measurement.residual(x0))
+
+        return Repeated(model, measurement, slope, self.iterations)
 
     def solver(self, measurement: Measurement) -> Solver:
         return Coherent(self, measurement)

@@ -25,6 +25,8 @@ class DDNM(Method):
     equation 13.
     """
 
+    guides = True
+
     eta: float = 0.85
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:

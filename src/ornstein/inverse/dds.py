@@ -27,6 +27,8 @@ class DDS(Method):
     (2303.05754), algorithm 1.
     """
 
+    guides = True
+
     gamma: float = 1.0
     iterations: int = 5
     eta: float = 0.85

@@ -25,6 +25,8 @@ class DiffPIR(Method):
     Source: Zhu et al. 2023, "Denoising Diffusion Models for Plug-and-Play Image Restoration" (2305.08995), algorithm 1.
     """
 
+    guides = True
+
     weight: float = 1.0
     zeta: float = 1.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class Method(ABC):
     Most are a denoiser that knows the measurement (`denoiser`) under a solver (`solver`), and nothing else. Others
     write `run`.
     """
+
+    guides: ClassVar[bool] = False
+    """Whether its denoiser is all that knows the measurement, so that any solver may run it: `restore(solver=...)`."""
 
     @property
     def steps(self) -> int:
@@ -51,11 +54,15 @@ class Method(ABC):
 
     def run(self, model: BaseDenoiser, measurement: Measurement, cond: Cond, **options: Any) -> Samples:
         """Samples (len(measurement), *event) in the user's units."""
+        solver = options.pop("solver", None)
+        if solver is not None and not self.guides:
+            raise ValueError(f"{self!r} has a solver of its own: got solver={solver!r}, which MMPS() or PiGDM() take")
         options = {"grid": self.grid, **options}
         if "nfe" not in options:
             options.setdefault("steps", self.steps)
         shape = (len(measurement), *measurement.operator.event)
-        return sample(self.denoiser(model, measurement), shape, solver=self.solver(measurement), cond=cond, **options)
+        solver = solver or self.solver(measurement)
+        return sample(self.denoiser(model, measurement), shape, solver=solver, cond=cond, **options)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,15 @@ class Restored:
     samples: (batch, samples, *event). nfe: evaluations of the network for a sample, gradient passes counted.
     residual: |y - A x| of each sample, root mean square over the measurement, (batch, samples).
     seed: what repeats the run.
+    ess: of a method that weighs its samples, the smallest effective sample size of each population on the way, (batch,
+        populations); near 1 a population has been the copies of one sample.
     """
 
     samples: Tensor
     nfe: int
     residual: Tensor
     seed: int
+    ess: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def mean(self) -> Tensor:
@@ -122,7 +132,8 @@ def restore(
         seed: each sample's noise is a function of it, of the measurement's row and of the sample's number alone, so a
             restoration does not depend on what else is in the batch or how many samples are asked. Of a method with
             particles, whole populations are drawn, and the first `samples` of them are returned.
-        options: of the method's sampler: steps or nfe, grid, progress, debug, dtype, device.
+        options: of the method's sampler: steps or nfe, grid, progress, debug, dtype, device; and a solver of any kind
+            in place of the published one, where the method is a denoiser and nothing else (`guides`).
 
     Raises:
         ValueError: where operator, measurement, noise or model do not fit each other or the method, before anything
@@ -146,8 +157,9 @@ def restore(
         found = out.x.to(y).unflatten(0, (len(y), count))[:, :samples].flatten(0, 1)
         rows = operator.rows(torch.arange(len(y)).repeat_interleave(samples))
         miss = (y.repeat_interleave(samples, 0) - rows(found)).flatten(1).square().mean(1).sqrt()
-    shape = (len(y), samples)
-    return Restored(found.reshape(*shape, *operator.event), out.nfe, miss.reshape(shape), seed)
+    shape, ess = (len(y), samples), getattr(out, "ess", None)
+    ess = None if ess is None else ess.reshape(len(y), -1)
+    return Restored(found.reshape(*shape, *operator.event), out.nfe, miss.reshape(shape), seed, ess=ess)
 
 
 def _moved(measurement: Measurement, dtype: torch.dtype, device: torch.device | str) -> Measurement:

@@ -25,6 +25,8 @@ class MMPS(Method):
     section 4.2; Boys et al. 2023, "Tweedie Moment Projected Diffusions for Inverse Problems" (2310.06721).
     """
 
+    guides = True
+
     iterations: int = 3
     eta: float = 1.0
 

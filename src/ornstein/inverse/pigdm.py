@@ -27,6 +27,8 @@ class PiGDM(Method):
     equation for the step weighs J^T by r^2 where the score has sigma^2/alpha.
     """
 
+    guides = True
+
     eta: float = 1.0
     prior: float = 1.0
 

@@ -24,16 +24,14 @@ _DEEPEST = -20.0  # log-SNR: at alpha = 0 a network's x0 does not move with x, a
 class Measured(Wrapped):
     """A denoiser beside a measurement; a subclass writes `answer`, of one level and its x0 as a function of the state.
 
-    It predicts x0. `passes` is what an evaluation costs beside the network: its gradient passes. `kind` is that
-    of the processes for which it holds: what takes covariances from scores (Tweedie's formula) is for a `GaussianProcess`, bridges with
-    a condition at their end among them; what changes x0 alone for every `AffineProcess`, so for `TwoSided` too.
+    It predicts x0. `passes` is what an evaluation costs beside the network: its gradient passes. `kind` is that of the
+    processes for which it holds: a `GaussianProcess` (a bridge with a condition at its end is one) for what takes
+    covariances from scores by Tweedie's formula, any `AffineProcess` (`TwoSided` too) for what changes x0 alone.
     """
 
     passes: int = 0
 
-    def __init__(
-        self, model: BaseDenoiser, measurement: Measurement, *, kind: type[AffineProcess] = GaussianProcess
-    ) -> None:
+    def __init__(self, model: BaseDenoiser, measurement: Measurement, *, kind: type[Any] = GaussianProcess) -> None:
         super().__init__(model)
         if not isinstance(model.process, kind):
             raise ValueError(

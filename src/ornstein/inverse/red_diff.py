@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,19 +21,48 @@ from .measurement import Measurement
 from .method import Method, check_positive
 from .posterior import Corrected
 
+ORDERS = ("falling", "spread")
+FIRST, SECOND = 0.9, 0.99  # what Adam keeps of its two means
+
 
 @dataclass(frozen=True)
 class REDDiff(Method):
-    """x"""
+    """mu <- mu - lr Adam(g),    g = A^T (A mu - y)/m + (weight/d) s^(power - 1) (mu - x0(x_t)),    s = sigma/alpha
+
+    with x_t = alpha mu + sigma z, for m measured numbers of d, a step for each level t. As mu - x0 = s (noise - z), and
+    the gradient of KL(q_t | p_t) of q_t = N(alpha mu, sigma^2 I) is E[noise(x_t)]/s, what it descends is
+
+        |y - A mu|^2/(2 m) + (weight/d) E_t s^(power + 1) KL(q_t | p_t)
+
+    a point estimate by a prior blurred at every level, and no sample of a posterior: for data N(mean, C) it has
+
+        (A^T A/m + weight W/d) mu = A^T y/m + weight W mean/d,    W = E_t s^(power + 1) (C + s^2 I)^-1
+
+    which is the posterior mean, and MAP, of data of one variance if weight W/d = std^2 C^-1/m, and of other data for no
+    weight. No gradient passes the network. For noise that is not normal -log p(y | mu) is in place of |y - A mu|^2/2.
+
+    power: 1, published, weighs noise(x_t) - z by s; 0 by nothing.
+    order: "falling", published: each level once, from noise to data. It anneals, which finds better points where there
+        are many, and ends where the level's prior is sharp: it minimises nothing, and moves by lr to the end. "spread":
+        the same levels mixed evenly, and lr falling to 0: it converges to the minimum above.
+
+    It starts at A^T (A A^T + std^2 I)^-1 y (0 where A is not linear).
+
+    Source: Mardani, Song, Kautz, Vahdat 2023, "A Variational Perspective on Solving Inverse Problems with Diffusion
+    Models" (2305.04391), algorithm 1; Kingma, Ba 2014 (1412.6980) for Adam.
+    """
 
     weight: float = 0.25
     power: float = 1.0
     lr: float = 0.1
     order: str = "falling"
-    decay: bool = False
 
     def __post_init__(self) -> None:
         check_positive(weight=self.weight, lr=self.lr)
+        if not math.isfinite(self.power):
+            raise ValueError(f"power={self.power}: a finite power of sigma/alpha")
+        if self.order not in ORDERS:
+            raise ValueError(f"order={self.order!r}: choose from {', '.join(ORDERS)}")
 
     @property
     def steps(self) -> int:
@@ -46,69 +76,65 @@ class REDDiff(Method):
         return Corrected(model, measurement, lambda x0, level: x0)
 
     def solver(self, measurement: Measurement) -> Solver:
-        operator = measurement.operator
-        start = operator.gain(measurement.y, float(measurement.noise.std) ** 2, 1.0)
-        m, d = measurement.y[0].numel(), start[0].numel()
-        return Descent(
-            repr(self),
-            start,
-            lambda mu: -operator.adjoint(measurement.residual(mu)) / m,
-            self.weight / d,
-            self.power,
-            self.lr,
-            self.order,
-            self.decay,
-        )
+        operator, noise, y = measurement.operator, measurement.noise, measurement.y
+        if not (operator.differentiable and noise.differentiable):
+            raise ValueError(f"{self!r} follows gradients, and {operator!r} with {noise!r} has none: choose EnKG()")
+        start = torch.zeros(len(y), *operator.event).to(y)
+        if isinstance(operator, LinearOperator):
+            std = torch.as_tensor(noise.std) if isinstance(noise, GaussianNoise) else torch.zeros(())
+            start = operator.gain(y, std**2, 1.0)
+        return _Descent(self, partial(_slope, measurement), start)
 
 
 @dataclass(frozen=True)
-class Descent(Solver):
-    name: str
-    start: Tensor
+class _Descent(Solver):
+    """The steps of a `REDDiff`."""
+
+    method: REDDiff
     slope: Callable[[Tensor], Tensor]
-    weight: float
-    power: float
-    lr: float
-    order: str
-    decay: bool
+    start: Tensor
 
     def __repr__(self) -> str:
-        return self.name
+        return repr(self.method)
 
     def write(self, table: Writer, grid: Level) -> None:
         check_falling(self, grid)
-        mu = table.apply(lambda x: self.start.to(x), table.state)
-        n = len(grid) - 1
-        levels = list(range(n)) if self.order == "falling" else spread(n)
-        first = second = None
-        for i in range(n):
-            t, s = grid[levels[i]], grid[i + 1]
-            p = table.evaluate(table.register(t.alpha * mu + t.sigma * table.noise(t, t), t), t)
-            share = self.weight * torch.exp((1 - self.power) / 2 * t.log_snr.clamp(min=-20.0))
-            g = table.register(share * (mu - p.x0) + table.apply(self.slope, mu))
-            first = table.register(0.1 * g if first is None else 0.9 * first + 0.1 * g)
-            second = (
-                table.apply(square, g, g if second is None else second)
-                if second is None
-                else table.apply(track, second, g)
-            )
-            lr = self.lr * (1 - i / n if self.decay else 1.0)
-            mu = table.apply(
-                partial(move, lr / (1 - 0.9 ** (i + 1)), 1 - 0.99 ** (i + 1)), mu, first, second, level=s, on_grid=True
-            )
+        own, size, steps = self.method, self.start[0].numel(), len(grid) - 1
+        spread = own.order == "spread"
+        golden = (math.sqrt(5) - 1) / 2
+        levels = sorted(range(steps), key=lambda i: (i * golden) % 1) if spread else range(steps)
+        mu = table.apply(lambda x: self.start, table.state)
+        first: Any = None
+        second: Any = None
+        for i, (level, after) in enumerate(zip(levels, grid[1:], strict=True)):
+            t = grid[level]
+            x0 = table.evaluate(table.register(t.alpha * mu + t.sigma * table.noise(t, t), t), t).x0
+            share = own.weight / size * torch.exp((1 - own.power) / 2 * t.log_snr.clamp_min(-20))
+            g = table.register(share * mu - share * x0 + table.apply(self.slope, mu))
+            first = table.register(FIRST * first + (1 - FIRST) * g if first else (1 - FIRST) * g)
+            second = table.apply(_kept, second, g) if second else table.apply(lambda g: (1 - SECOND) * g**2, g)
+            lr = own.lr * (1 - i / steps) if spread else own.lr
+            move = partial(_moved, lr / (1 - FIRST ** (i + 1)), 1 - SECOND ** (i + 1))
+            mu = table.apply(move, mu, first, second, level=after, on_grid=True)
 
 
-def spread(n):
-    return sorted(range(n), key=lambda i: (i * 0.6180339887498949) % 1)
+def _kept(second: Tensor, g: Tensor) -> Tensor:
+    return SECOND * second + (1 - SECOND) * g**2
 
 
-def square(g, _):
-    return 0.01 * g**2
+def _moved(lr: float, weight: float, mu: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return mu - lr * first / ((second / weight).sqrt() + 1e-8)
 
 
-def track(v, g):
-    return 0.99 * v + 0.01 * g**2
-
-
-def move(lr, c, mu, first, second):
-    return mu - lr * first / ((second / c).sqrt() + 1e-8)
+def _slope(measurement: Measurement, mu: Tensor) -> Tensor:
+    """The gradient of |y - A(mu)|^2/(2 m), or of -log p(y | mu)/m."""
+    operator, noise, size = measurement.operator, measurement.noise, measurement.y[0].numel()
+    if isinstance(noise, GaussianNoise) and isinstance(operator, LinearOperator):
+        return -operator.adjoint(measurement.residual(mu)) / size
+    with torch.enable_grad():
+        mu = mu.detach().requires_grad_()
+        if isinstance(noise, GaussianNoise):
+            misfit = measurement.residual(mu).square().sum() / 2
+        else:
+            misfit = -noise.log_prob(measurement.y, operator(mu)).sum()
+        return torch.autograd.grad(misfit, mu)[0] / size

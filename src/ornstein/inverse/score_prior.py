@@ -176,7 +176,7 @@ class ScorePrior(Method):
         _check(self, measurement, options)
         y = measurement.y
         shape = (len(y), *measurement.operator.event)
-        noise = as_noise(options["seed"], batch=len(y), dtype=y.dtype, device=y.device)
+        noise = as_noise(options.get("seed"), batch=len(y), dtype=y.dtype, device=y.device)
         populations, dim = len(y) // self.particles, math.prod(shape[1:])
         law = self.family.law(populations, dim).to(y)
 
@@ -207,6 +207,8 @@ class ScorePrior(Method):
                     torch.autograd.backward([x], [-uphill / self.particles])
                 adam.step()
                 tick()
+        if not all(bool(p.isfinite().all()) for p in law.parameters()):
+            raise NonFiniteError("the fit is not finite: debug=True tells the step, a smaller lr may help")
         return law, draw, noise, steps * cost
 
     def _prior(

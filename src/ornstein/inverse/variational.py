@@ -140,42 +140,48 @@ class _RealNVP(Law):
 
     def __init__(self, count: int, dim: int, family: RealNVP) -> None:
         super().__init__()
-        self.noise, self._given = dim, dim // 2
+        self.noise = dim
         self.mean = nn.Parameter(torch.zeros(count, 1, dim))
         self.log_std = nn.Parameter(torch.zeros(count, 1, dim))
-        random, width = generator(0), family.width
+        random, width, half = generator(0), family.width, dim // 2
         orders: list[Tensor] = []
-        for k in range(family.layers):  # every other layer moves what the one before took as given
-            before = torch.randperm(dim, generator=random) if k % 2 == 0 else orders[-1].roll(-self._given)
-            orders.append(before)
+        self._given: list[int] = []
+        for k in range(
+            family.layers
+        ):  # every other layer moves what the one before it took as given, and takes the rest
+            even = k % 2 == 0
+            orders.append(torch.randperm(dim, generator=random) if even else orders[-1].roll(-half))
+            self._given.append(half if even else dim - half)
         self.register_buffer("orders", torch.stack(orders))
-        moved = dim - self._given
         self.first = nn.ParameterList(
-            torch.randn(self._given, width, generator=random).div(math.sqrt(self._given)).repeat(count, 1, 1)
-            for _ in orders
+            torch.randn(given, width, generator=random).div(math.sqrt(given)).repeat(count, 1, 1)
+            for given in self._given
         )
         self.bias = nn.ParameterList(torch.randn(1, width, generator=random).repeat(count, 1, 1) for _ in orders)
-        self.last = nn.ParameterList(torch.zeros(count, width, 2 * moved) for _ in orders)
-        self.shift = nn.ParameterList(torch.zeros(count, 1, 2 * moved) for _ in orders)
+        self.last = nn.ParameterList(torch.zeros(count, width, 2 * (dim - given)) for given in self._given)
+        self.shift = nn.ParameterList(torch.zeros(count, 1, 2 * (dim - given)) for given in self._given)
 
-    def _coupling(self, k: int, a: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, k: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(a, b, scale, move): what layer k takes as given, what it moves, and by how much."""
+        a, b = x[..., self.orders[k]].tensor_split([self._given[k]], dim=2)
         hidden = torch.nn.functional.silu(a @ self.first[k] + self.bias[k])
         scale, move = (hidden @ self.last[k] + self.shift[k]).chunk(2, dim=2)
-        return torch.tanh(scale), move
+        return a, b, torch.tanh(scale), move
+
+    def _join(self, k: int, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([a, b], 2)[..., self.orders[k].argsort()]
 
     def forward(self, z: Tensor) -> Tensor:
-        for k, order in enumerate(self.orders):
-            a, b = z[..., order].tensor_split([self._given], dim=2)
-            scale, move = self._coupling(k, a)
-            z = torch.cat([a, b * scale.exp() + move], 2)[..., order.argsort()]
+        for k in range(len(self.orders)):
+            a, b, scale, move = self._split(k, z)
+            z = self._join(k, a, b * scale.exp() + move)
         return self.mean + self.log_std.exp() * z
 
     def log_prob(self, x: Tensor) -> Tensor:
         z = (x - self.mean) * (-self.log_std).exp()
         volume = self.log_std.sum((1, 2))[:, None] + x.shape[2] * _LOG_2PI / 2
-        for k, order in reversed(list(enumerate(self.orders))):
-            a, b = z[..., order].tensor_split([self._given], dim=2)
-            scale, move = self._coupling(k, a)
-            z = torch.cat([a, (b - move) * (-scale).exp()], 2)[..., order.argsort()]
+        for k in reversed(range(len(self.orders))):
+            a, b, scale, move = self._split(k, z)
+            z = self._join(k, a, (b - move) * (-scale).exp())
             volume = volume + scale.sum(2)
         return -z.square().sum(2) / 2 - volume

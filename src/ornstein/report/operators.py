@@ -222,8 +222,10 @@ def defaults_of(make: Callable[..., Any]) -> dict[str, Any]:
 
 def _free(kind: Any) -> bool:
     """Whether it is made without arguments."""
-    return is_dataclass(kind) and all(
-        not f.init or f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind)
+    return (
+        is_dataclass(kind)
+        and not inspect.isabstract(kind)
+        and all(not f.init or f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind))
     )
 
 

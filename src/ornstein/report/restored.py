@@ -32,6 +32,8 @@ from ornstein.training.workers import Workers
 FILES = ("samples.npz", "picture.png", "restored.json")
 ROWS = "0-7"
 """The held-out samples that are damaged for a trial where nothing else is asked."""
+METHOD = "mmps"
+"""The method that is taken where none is asked for: the law of a Gaussian prior is exact, whatever the operator."""
 SHOWN = 8
 """Most measurements in the picture."""
 DRAWN = 4
@@ -110,24 +112,24 @@ class Restoration:
         columns |= {} if self.samples == 1 else {"mean": found.mean, "deviation": found.std}
         drawn = _pictures(found.mean)
         width = 1.1 if drawn else 2.2
-        figure = figures.Figure(figsize=(width * len(columns), 1.1 * n + 0.3), layout="constrained")
-        grid = figure.subplots(n, len(columns), squeeze=False)
-        low, high = self.space.bounds or (float(found.mean.min()), float(found.mean.max()))
+        wide, high = width * len(columns), 1.1 * n + 0.25
+        figure = figures.Figure(figsize=(wide, high))
+        edges = {"left": 0.02, "right": 0.98, "bottom": 0.05 / high, "top": 1 - 0.25 / high}
+        grid = figure.subplots(n, len(columns), squeeze=False, gridspec_kw={**edges, "wspace": 0.1, "hspace": 0.1})
+        bounds = self.space.bounds or (float(found.mean.min()), float(found.mean.max()))
         for column, (name, values) in zip(grid.T, columns.items(), strict=True):
             column[0].set_title(name, fontsize=8)
-            own = name in (title, "deviation")  # each on a scale of its own
             for axis, value in zip(column, values[:n], strict=True):
                 if not drawn:
                     axis.plot(value.flatten().numpy(), lw=1)
                     axis.tick_params(labelsize=5)
                     continue
                 axis.set_axis_off()
-                if own:
-                    least = min(float(value.min()), low if name == title else 0.0)
-                    span = (least, max(float(value.max()), least + 1e-12))
-                else:
-                    span = (low, high)
-                scaled = ((value - span[0]) / (span[1] - span[0])).clamp(0, 1)
+                low, top = bounds
+                if name in (title, "deviation"):  # each on a scale of its own
+                    low = min(float(value.min()), 0.0)
+                    top = max(float(value.max()), low + 1e-12)
+                scaled = ((value - low) / (top - low)).clamp(0, 1)
                 axis.imshow(scaled.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -173,7 +175,7 @@ def restoration(
         raise ValueError(f"at least 1 sample and 1 step are needed: got samples={samples}, steps={steps}")
     if measured and given is None:
         raise ValueError("what was measured is in a file: give --input")
-    word = method or usual(noise)
+    word = method or METHOD
     chosen, event = method_named(word), run.space.event
     made = operator_named(operator, event)
     target = Path(out) if out is not None else run.place("restored") / f"{_word(operator)}-{_word(word)}"
@@ -212,11 +214,6 @@ def restoration(
     return Restoration(
         run.folder, model, run.space, made, y, truth, noise, chosen, samples, count, seed, moved, asked, target
     )
-
-
-def usual(noise: float) -> str:
-    """The method that is taken where none is asked for."""
-    return "mmps"
 
 
 def read_events(path: Path, shape: tuple[int, ...], space: Space, measured: bool = False) -> Tensor:
