@@ -9,8 +9,8 @@ A method that takes a measurement as exact and refuses noise gets it without: it
 are of that easier problem. What a method refuses is in `left_out`, with its reason.
 
   digits  8 x 8, an MLP trained here for two minutes without labels and kept (`--cache`); four samples of each
-  mnist   28 x 28, a run of `ornstein train` (`--mnist`), asked without a label; FILE is an .npz with train_images,
-          train_labels, test_images and test_labels; one sample of each
+  mnist   with `--mnist`, in place of them: 28 x 28, a run of `ornstein train`, asked without a label; FILE is an
+          .npz with train_images, train_labels, test_images and test_labels; one sample of each
 
 Figures: PSNR and SSIM of the mean of the samples (of MNIST: of the sample) and of a sample, in the range of the data;
 `consistency`, |y - A x| as root mean square over that of the true noise (1 is right; without noise: of the range);
@@ -191,7 +191,9 @@ def run(world: World, names: Sequence[str], found: dict[str, Any], again: bool) 
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Of the largest world a row a task: the truth, what was measured, and one sample of every method."""
+    """Of the largest world a row a task: the truth, what was measured, and a sample of every method that has them all.
+
+    With * the measurement is exact; what is no picture is shown as A^T y."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -199,7 +201,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     world = "mnist" if "mnist" in found["pictures"] else "digits"
     pictures = found["pictures"][world]
-    names = sorted({row["method"] for row in found["rows"] if row["world"] == world})
+    names = sorted(set.intersection(*(set(shown) for shown in pictures.values())) - {"truth", "measured"})
     exact = {row["method"] for row in found["rows"] if row["noise"] == 0}
     columns = ["truth", "measured", *names]
     figure, grid = plt.subplots(
@@ -238,7 +240,7 @@ def summary(found: dict[str, Any], world: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", type=Path, help="folder of a run of MNIST")
+    parser.add_argument("--mnist", type=Path, help="folder of a run of MNIST: that world in place of digits")
     parser.add_argument("--data", type=Path, help="its .npz of images and labels")
     parser.add_argument("--cache", type=Path, default=Path("runs/restoration-digits.safetensors"))
     parser.add_argument("--methods", nargs="*", help="all of orn.inverse by default")

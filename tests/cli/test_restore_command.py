@@ -110,6 +110,7 @@ def test_operators_are_what_their_options_say() -> None:
     assert isinstance(limited, linops.Radon)
     torch.testing.assert_close(limited.angles, torch.tensor([0, 30, 60]).double().deg2rad())
     assert operator_named("hadamard:keep=0.5", EVENT).measured == (32,)
+    assert operator_named("hadamard:keep=0.5", (1, 6, 7)).measured == (21,)  # a share of the pixels, not of the padding
     for event in (EVENT, (1, 6, 7)):  # the first number is the sum of the pixels, over the root of the padded number
         sums = operator_named("hadamard", event)(torch.ones(1, *event))[0, 0]
         assert float(sums) == pytest.approx(event[1] * event[2] / 8, rel=1e-5)

@@ -54,6 +54,15 @@ def test_no_step_is_longer_than_polyaks() -> None:
     torch.testing.assert_close(moved, (x + y) / 2)
 
 
+def test_without_gradient_steps_it_is_ddim() -> None:
+    world, start = ring(), VP.prior((4, 2), seed=0, dtype=F64)
+    measurement = Measurement(SEEN, normal(4, 2, seed=2), linops.GaussianNoise(0.0))
+    method, plain = CoPaint(lr=1e-15), world.denoiser(VP)
+    options: dict[str, Any] = {"x_init": start, "grid": orn.LogSNR(), "steps": 8}
+    found = orn.sample(method.denoiser(plain, measurement), solver=method.solver(measurement), **options).x
+    torch.testing.assert_close(found, orn.sample(plain, solver=orn.DDIM(), **options).x, rtol=0, atol=1e-8)
+
+
 def test_evaluations_and_travel() -> None:
     """Two gradient steps and DDIM's evaluation a level; stretches of three in seven steps are 3, 3 and 1, taken twice,
     and the way back up is the forward process's: its coefficients are those of x_t given x_s."""
@@ -96,6 +105,8 @@ def test_batches_units_and_operators() -> None:
     whole = restore(world.denoiser(VP), SEEN, y, samples=2, **options)
     first = restore(world.denoiser(VP), SEEN, y[:1], samples=4, **options)
     torch.testing.assert_close(first.samples[:, :2], whole.samples[:1])
+    junk = y + torch.tensor([0.0, 50.0], dtype=F64)  # where nothing is seen
+    torch.testing.assert_close(restore(world.denoiser(VP), SEEN, junk, samples=2, **options).samples, whole.samples)
     large = linops.Matrix(10 * torch.tensor([[1.0, 0.0]], dtype=F64))  # Polyak's bound keeps steps of any scale stable
     out = restore(world.denoiser(VP), large, 10 * y[:, :1], method=CoPaint(), steps=40, seed=5, dtype=F64)
     assert float(out.residual.max()) < 10

@@ -33,11 +33,13 @@ def solver(y: Tensor, a: Tensor = A, std: float = STD, **options: Any) -> Constr
     return found
 
 
-def test_the_bound_is_the_mean_and_the_deviation_of_the_residual() -> None:
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_the_bound_is_the_mean_and_the_deviation_of_the_residual(scale: float) -> None:
     """Against 400,000 draws of e and z, with an operator that sees 2 of the 3 numbers of y: mean within five standard
-    errors, deviation within 1 % (theirs is 0.2 %, and |A x0|^2 is taken from y, whose noise is 1 % of it)."""
+    errors, deviation within 0.5 % (theirs is 0.2 %, and |A x0|^2 is taken from y). Of a large and a small x0: what the
+    mean of x_s does to the deviation, and what the noise does."""
     a = torch.cat([A, A.sum(0, keepdim=True)])
-    x0, level, n = torch.tensor([20.0, -30.0, 25.0], dtype=F64), VP.level(0.3), 400_000
+    x0, level, n = scale * torch.tensor([20.0, -30.0, 25.0], dtype=F64), VP.level(0.3), 400_000
     assert int(torch.linalg.matrix_rank(a)) == 2
     e, z = STD * normal(n, 3, seed=1), normal(n, 3, seed=2)
     seen = a @ torch.linalg.pinv(a)
@@ -46,7 +48,7 @@ def test_the_bound_is_the_mean_and_the_deviation_of_the_residual() -> None:
     own = [solver(y[:100_000], a, excess=excess) for excess in (0.0, 1.0)]
     mean, above = (s.bound(level, _Traces.of(s.operator)) for s in own)
     assert abs(float(mean.mean() - miss.mean())) < 5 * float(miss.std()) / math.sqrt(n) + 5 * float(mean.std()) / 300
-    assert float((above - mean).mean()) == pytest.approx(float(miss.std()), rel=0.01)
+    assert float((above - mean).mean()) == pytest.approx(float(miss.std()), rel=0.005)
 
 
 def test_a_move_ends_at_the_bound_or_as_near_as_the_direction_leads() -> None:
@@ -93,6 +95,15 @@ def test_noise_on_what_is_not_measured_is_left_alone() -> None:
     miss = ((y - out.samples[:, 0])[:, seen] / 0.1).square().sum(1)
     assert float(miss.max()) < (32 + 0.2 * 8) * (1 + 1e-9)
     assert float(miss.mean()) > 32 - 5 * math.sqrt(64 / 20)
+
+
+def test_within_its_bound_it_is_ddim() -> None:
+    world, start = gaussian(), VP.prior((4, 3), seed=0, dtype=F64)
+    measurement = Measurement(linops.Matrix(A), normal(4, 2), linops.GaussianNoise(STD))
+    method, plain = CDIM(2, excess=1e9), world.denoiser(VP)
+    options: dict[str, Any] = {"x_init": start, "grid": orn.LogSNR(), "steps": 8}
+    found = orn.sample(method.denoiser(plain, measurement), solver=method.solver(measurement), **options).x
+    torch.testing.assert_close(found, orn.sample(plain, solver=orn.DDIM(), **options).x)
 
 
 class Bare(linops.LinearOperator):

@@ -75,9 +75,9 @@ def test_afdps() -> None:
     """The rate of log w is what the equation of Q = p e^U leaves over, for three drifts and two processes:
     a step of length h has it to O(h), one of h/4 to a quarter of that.
 
-    So weighed, 24 populations of 64 have the posterior's mean, second moments, shares of the modes and evidence within
+    So weighed, 20 populations of 64 have the posterior's mean, second moments, shares of the modes and evidence within
     4.5 standard errors and 0.03, the error of 60 steps of order 1. The steps without their weights are off by more than
-    0.1, and so is DPS at its best of three step lengths, with twice the evaluations.
+    0.1, and so is DPS at the better of two step lengths, with twice the evaluations.
     """
     x = 1.5 * normal(6, 2, seed=1)
     for process in (VP, orn.EDM()):
@@ -91,9 +91,9 @@ def test_afdps() -> None:
             assert float((found - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
             assert float((found - wanted).abs().max()) < 0.3 * float((coarse - wanted).abs().max())
 
-    groups, count, steps = 24, 64, 60
+    groups, count, steps = 20, 64, 60
     n, posterior = groups * count, WORLD.posterior(Y, A, noise_std=STD)
-    truth = statistics(posterior.sample(200_000, seed=1).to(F64)[None])[0]
+    truth = statistics(posterior.sample(100_000, seed=1).to(F64)[None])[0]
     method = AFDPS(count, prior=1.45)
     measurement = Measurement(OPERATOR, Y.expand(n, 1), linops.GaussianNoise(STD))
     model = WORLD.denoiser(VP)
@@ -111,7 +111,7 @@ def test_afdps() -> None:
 
     plain = orn.sample(model, (n, 2), solver=method.solver(measurement), steps=steps, seed=0, dtype=F64).x
     assert float((statistics(torch.as_tensor(plain)[None])[0] - truth).abs().max()) > 0.1
-    for zeta in (0.03, 0.1, 0.3):
+    for zeta in (0.1, 0.3):
         rough = restore(model, OPERATOR, Y[None], method=DPS(zeta), noise=STD, samples=300, steps=steps, seed=0)
         assert float((statistics(rough.samples)[0] - truth).abs().max()) > 0.1
 

@@ -41,14 +41,14 @@ def run(world: Any, operator: Any, y: Tensor, method: Any, noise: Any, steps: in
 
 @pytest.mark.system("dps", rival="MCG; the gradient without the network")
 def test_dps() -> None:
-    """Data in 3 of 16 dimensions, all 16 measured with noise e; 64 measurements, 200 steps.
+    """Data in 3 of 16 dimensions, all 16 measured with noise e; 64 measurements, 100 steps.
 
     Through the network the gradient is tangent to the data, so a sample stays on it to rounding and its error is at
     best that of least squares there: 3 std^2, and |e|^2 = 16 std^2 for MCG's projection, which reproduces the noise.
     A mean of 64 chi-squares of 3 has deviation sqrt(6/64)/3 = 10 %: within 1.5 of the best, where the projection is not
-    within 3. Without the network's derivative a step leaves the data, by more than a tenth of it. The same with Poisson's noise (its variance
-    (x + 6)/8 is 0.75 on average), and when only amplitudes of a Fourier transform of one of six flat pieces are known:
-    half the samples are then nearer to the truth than with straight steps, by a third.
+    within 3. Without the network's derivative a step leaves the data, by more than a tenth of it. The same with
+    Poisson's noise (its variance (x + 6)/8 is 0.75 on average), and when only amplitudes of a Fourier transform of one
+    of six flat pieces are known: the median error is then less than two thirds of that of straight steps.
     It is no sampler, though: see test_the_residual_ends_at_half_a_step.
     """
     basis = torch.linalg.qr(normal(16, 3, seed=1)).Q
@@ -61,7 +61,7 @@ def test_dps() -> None:
     counts = linops.PoissonNoise(8.0, offset=6.0)
     noisy = truth + STD * normal(N, 16, seed=4)
     for noise, y, variance in ((STD, noisy, STD**2), (counts, counts.sample(truth, seed=5), 0.75)):
-        found = {m: run(flat, identity, y, m, noise, 200) for m in (DPS(0.3), WithoutJacobian(0.3), MCG(0.1))}
+        found = {m: run(flat, identity, y, m, noise, 100) for m in (DPS(0.3), WithoutJacobian(0.3), MCG(0.1))}
         error = {m: float((x - truth).square().sum(1).mean()) for m, x in found.items()}
         assert outside(found[DPS(0.3)]) < 1e-12
         assert outside(found[WithoutJacobian(0.3)]) > 0.3 / 10
@@ -73,7 +73,7 @@ def test_dps() -> None:
     truth = world.sample(N, seed=3).to(F64)
     y = phases(truth) + 0.1 * normal(N, 8, 8, seed=4)
     errors = [
-        (run(world, phases, y, method, 0.1, 200) - truth).flatten(1).norm(dim=1).median()
+        (run(world, phases, y, method, 0.1, 100) - truth).flatten(1).norm(dim=1).median()
         for method in (DPS(1.0), WithoutJacobian(1.0))
     ]
     assert float(errors[0]) < float(errors[1]) / 1.5
@@ -81,13 +81,13 @@ def test_dps() -> None:
 
 def test_the_residual_ends_at_half_a_step() -> None:
     """Where the prior can explain everything, a residual r near data becomes r - zeta r/|r|: a cycle about zeta/2, and
-    |y - x| ends there, within 10 %, for noise of 0.05, 0.2 and 0.4 alike, in 32 dimensions; the posterior's has
+    |y - x| ends there, within 10 %, for noise of 0.05 and 0.4 alike, in 32 dimensions; the posterior's has
     std sqrt(32) on average. Samples of one measurement agree: their variance is less than 1/5 of the posterior's where
     the noise is 0.4. (Published: zeta = 0.3 to 1 with 1,000 steps; also in these equal steps of t.)"""
     basis = torch.linalg.qr(normal(32, 32, seed=5)).Q
     cov = basis @ torch.diag(torch.linspace(0.5, 2.0, 32, dtype=F64) ** 2) @ basis.mT
     world, zeta, a = orn.exact.Gaussian(torch.zeros(32, dtype=F64), cov=cov), 0.3, torch.eye(32, dtype=F64)
-    for std in (0.05, 0.2, 0.4):
+    for std in (0.05, 0.4):
         y = world.sample(8, seed=3).to(F64) + std * normal(8, 32, seed=4)
         out = restore(
             world.denoiser(VP),
@@ -96,7 +96,7 @@ def test_the_residual_ends_at_half_a_step() -> None:
             method=DPS(zeta),
             noise=std,
             samples=2,
-            steps=300,
+            steps=200,
             seed=1,
             dtype=F64,
         )

@@ -40,7 +40,7 @@ def test_enkg() -> None:
     ends in one point that reproduces the noise: a tenth of the variance is left, and the bias is 10 standard errors.
 
     Through exp(x/2) of a ring, a numpy function: the distance of mean and deviations to the posterior's (quadrature) is
-    below that of DPS, at the best of four step lengths and with the gradient, for noise 0.8, 0.4 and 0.2, with fewer
+    below that of DPS, at the best of three step lengths and with the gradient, for noise 0.8, 0.4 and 0.2, with fewer
     evaluations. On the function itself DPS refuses to run.
     """
     world, steps, n = gaussian(), 20, 2048
@@ -62,12 +62,12 @@ def test_enkg() -> None:
     assert float(scatter[1].mean(0).abs().max()) < 4.5 / math.sqrt(n) + 0.03
     assert float((torch.cov(many.mT) - cov).abs().max() / cov.abs().max()) < 4.5 * math.sqrt(2 / n) + 0.03
     assert float((run(EnKG(256, corrections=1), steps) - many).square().mean().sqrt()) < 0.03
-    published = run(EnKG(256, corrections=20, correction="published", base=orn.DDIM()), steps)
+    published = run(EnKG(256, corrections=12, correction="published", base=orn.DDIM()), 12)
     assert float((torch.cov(published.mT).diagonal() / cov.diagonal()).min()) < 0.3
     assert float(((published.mean(0) - mean) / cov.diagonal().sqrt()).abs().max()) > 10 / math.sqrt(n)
 
-    mixture, k = ring(0.3), 256
-    line = torch.linspace(-4, 4, 401, dtype=F64)
+    mixture, k = ring(0.3), 128
+    line = torch.linspace(-4, 4, 201, dtype=F64)
     square = torch.cartesian_prod(line, line)
     seen = torch.exp(torch.tensor([[1.9, 0.3]], dtype=F64) / 2)
     box = linops.BlackBox(black_box, (2,), (2,), numpy=True)
@@ -88,6 +88,6 @@ def test_enkg() -> None:
             return float(off.norm()), out.nfe
 
         found, cost = distance(EnKG(64, corrections=3), box, 20)
-        rivals = [distance(DPS(zeta), twin, 50) for zeta in (0.03, 0.1, 0.3, 1.0)]
+        rivals = [distance(DPS(zeta), twin, 50) for zeta in (0.1, 0.3, 1.0)]
         assert cost <= rivals[0][1]
         assert found < min(rival for rival, _ in rivals)

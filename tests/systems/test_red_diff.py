@@ -30,7 +30,7 @@ def minimum(y: Tensor, method: REDDiff) -> Tensor:
 @pytest.mark.system("red-diff", rival="no weight by the signal-to-noise ratio")
 def test_red_diff() -> None:
     """The mean of 64 runs is within 5 of its own standard errors of the minimum, for the published weight s of
-    noise - z and for none; and more than 10 from the other's minimum, so that it cannot be within 5 of either by chance."""
+    noise - z and for none; and more than 10 from the other's minimum, so that chance does not decide."""
     y = WORLD.sample(2, seed=3).to(F64) @ A.mT + STD * normal(2, 2, seed=4)
     weighted, plain = REDDiff(order="spread"), REDDiff(order="spread", power=0.0)
     for method, rival in ((weighted, plain), (plain, weighted)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._types import Cond
 from ..denoiser import BaseDenoiser
-from ..guidance.wrapped import calls_in
+from ..prediction import heads_of
 from ..processes import GaussianProcess, broadcast
 
 _GRADING = 2.0  # angles phi_i ~ (i/N)^2: data are as narrow as the angle at which their structure begins
@@ -59,7 +59,9 @@ class FlowLikelihood:
         levels = process.level(torch.cat([ends.t[:1], t[1:], ends.t[1:]]))
         rho = torch.hypot(levels.alpha, levels.sigma)
         self._model, self._process, self._cond, self._levels = model, process, cond, levels
-        self._calls = calls_in("v", model, levels, x, cond)
+        self._calls = model.bind(levels, x, cond)
+        # v = c_x x_t + c_p answer, refused where the model cannot tell it
+        self._v = [[broadcast(c, x) for c in column] for column in levels.conversion(model.predicts, "v")]
         self._rho = [broadcast(value, x) for value in rho]
         self._widths = [broadcast(width, x) for width in (high - low) * nodes.diff()]
         self._scale = broadcast(levels.alpha[0] / rho[0], x)  # u = alpha x/rho: the state at `start` of data x
@@ -110,7 +112,7 @@ class FlowLikelihood:
     def _slope(self, node: int, u: Tensor, signs: Tensor | None) -> tuple[Tensor, Tensor]:
         """du/dphi and its divergence."""
         rho = self._rho[node]
-        slope = self._calls[node](rho * u) / rho
+        slope = self._v[0][node] * u + self._v[1][node] * heads_of(self._calls[node](rho * u))["main"] / rho
         total = torch.zeros(len(u), dtype=u.dtype, device=u.device)
         if signs is None:
             return slope, total

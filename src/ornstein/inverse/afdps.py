@@ -12,13 +12,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise, LinearOperator
 from ..processes import Level, ancestral, broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .population import Populated, believed, has_density, has_gradient, share, spread_out
+from .population import Plain, Populated, at_least, believed, has_density, has_gradient, share, spread_out
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class AFDPS(Populated):
         for name in ("pull", "prior"):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (name == "prior" and value == 0):
-                raise ValueError(f"{name}={value}: positive and finite")
+                raise ValueError(f"{name}={value}: finite, not negative, and a prior deviation is not 0")
+
+    def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
+        return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
         has_density(measurement, self)
@@ -114,14 +118,15 @@ class Tempered(Path):
     def value(self, level: Level, x: Tensor) -> Tensor:
         k, measurement = believed(level, self.prior)[0], self.measurement
         power = share(measurement, level, self.prior).to(x)
-        return power * measurement.noise.log_prob(measurement.y, measurement.operator(broadcast(k, x) * x))
+        log_p = measurement.noise.log_prob(measurement.y, measurement.operator(broadcast(k, x) * x))
+        return power * at_least(log_p) if bool((level.sigma > 0).all()) else log_p
 
     def lift(self, level: Level, x: Tensor) -> Tensor:
         k, r2 = believed(level, self.prior)
         measurement, power = self.measurement, share(self.measurement, level, self.prior)
         with torch.enable_grad():
             u = (broadcast(k, x) * x).detach().requires_grad_()
-            value = measurement.noise.log_prob(measurement.y, measurement.operator(u))
+            value = at_least(measurement.noise.log_prob(measurement.y, measurement.operator(u)))
             (slope,) = torch.autograd.grad(value.sum(), u)
         return broadcast(r2 * power, x) * slope
 

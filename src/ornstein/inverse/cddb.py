@@ -29,13 +29,15 @@ class CDDB(Method):
     what it was trained on, often y itself or operator.pinv(y). It is no sampler of the posterior: a bridge samples x0
     given the end already, and the step takes y for exact, noise and all.
 
-    step: below 2/|A|^2, from where it leads away from y. The published code has |y - A x0|^2, so half the step for the
-    same; and adds the deep gradient to x_s unweighted, whatever the length of the bridge's step, which diverges with
-    many steps or small noise: here both are weighted alike, by 1 - r of `DirectBridge`.
+    step: below 2/|A|^2, from where it leads away from y; the deep one has no such bound known beforehand, since |J|
+    exceeds 1 early on a bridge of little noise. The published code has |y - A x0|^2, so half the step for the same, and
+    adds the deep gradient to x_s unweighted, however short the bridge's step, which can diverge: here both gradients
+    are weighted alike, by the 1 - r of `DirectBridge`.
 
-    Source: Chung, Kim, Ye 2023, "Direct Diffusion Bridge using Data Consistency for Inverse Problems" (2305.19809),
-    algorithms 1 and 2.
+    Source: Chung, Kim, Ye 2023, "Direct Diffusion Bridge using Data Consistency for Inverse Problems" (2305.19809).
     """
+
+    guides = True
 
     step: float = 1.0
     deep: bool = False

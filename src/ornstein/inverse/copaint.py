@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -69,7 +69,9 @@ class CoPaint(Method):
         return Repeated(model, measurement, slope, self.iterations)
 
     def solver(self, measurement: Measurement) -> Solver:
-        return Coherent(self, measurement)
+        operator, y = measurement.linear(self), measurement.y
+        y = y if operator.svd is None else operator(operator.pinv(y))  # what no x explains is no misfit of x
+        return Coherent(self, replace(measurement, y=y))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..denoiser import BaseDenoiser
 from ..linops import SVD, GaussianNoise, LinearOperator
-from ..processes import Level, broadcast
+from ..processes import GaussianProcess, Level, broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Register, Writer
@@ -41,15 +41,16 @@ class DAPS(Method):
 
     inner: how q is drawn. "exact" for linear operators with an SVD and normal noise, none included; "langevin" for any
         operator and noise with gradients; "auto" is the first where it can be.
-    langevin, step: the number of steps
+    langevin, step: the number of steps (it is better spent on levels: see docs/inverse.md) of
 
             u <- u + h grad log q(u) + sqrt(2 h) (z_k + z_(k+1))/2,    h = step/(1/r^2 + L)
 
-        from a draw of N(m, r^2 I), with L the largest curvature of -log p(y | u) there. A direction whose precision is
-        k times the largest has after K of them (1 - step k)^K of its first offset left, so that ln(1/e)/(step k) leave
-        e. Nothing else is wrong where q is normal, whatever step: with a noise of their own the steps would give the
-        variance times 1/(1 - step k/2). Of other laws an error of order h^2 remains. Where p(y | u) is 0 it pulls at
-        nothing.
+        from a draw of N(m, r^2 I), with L the largest curvature of -log p(y | u) by Gauss and Newton, at m and anew
+        half way, and no drift longer than r sqrt(d). A direction whose precision is k times the largest has after
+        K of them c^K left of its first offset, c = 1 - step k: ln(1/e)/(step k) of them leave e. The variance is then
+        right where q is normal, whatever step, but for (1 - c) c^(2K - 1) < 1/(4K) of it: a noise of its own in each
+        step would give 1/(1 - step k/2) of it. Of other laws an error of order h^2 remains. Where p(y | u) is 0 it
+        pulls at nothing.
 
     Source: Zhang et al. 2024, "Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing"
     (2407.01521), algorithm 1; Leimkuhler, Matthews 2013, "Rational Construction of Stochastic Numerical Methods for
@@ -59,7 +60,7 @@ class DAPS(Method):
     ode_steps: int = 1
     prior: float = 1.0
     inner: str = "auto"
-    langevin: int = 50
+    langevin: int = 20
     step: float = 0.5
 
     def __post_init__(self) -> None:
@@ -73,9 +74,11 @@ class DAPS(Method):
 
     @property
     def steps(self) -> int:
-        return 50
+        return 100
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
+        if not isinstance(model.process, GaussianProcess):
+            raise ValueError(f"{self!r} is for a GaussianProcess: {model.process!r} is none")
         return Corrected(model, measurement, lambda x0, level: x0)
 
     def solver(self, measurement: Measurement) -> Solver:
@@ -156,9 +159,9 @@ class _Exact(_Inner):
     def _draw(self, r2: Tensor, m: Tensor, z: Tensor) -> Tensor:
         d, a = self.svd.vt(m), self.a
         r2, std2 = broadcast(r2, d), broadcast(self.std2, d)
-        g = torch.where(a > 0, r2 * a / torch.where(a > 0, std2 + r2 * a**2, 1.0), 0.0)
-        std = (r2 * (1 - g * a).clamp_min(0)).sqrt()
-        return self.svd.v(d + g * (self.b - a * d) + std * self.svd.vt(z))
+        spread = torch.where(a > 0, std2 + r2 * a**2, 1.0)
+        left = torch.where(a > 0, std2 / spread, 1.0)
+        return self.svd.v(d + r2 * a / spread * (self.b - a * d) + (r2 * left).sqrt() * self.svd.vt(z))
 
 
 class _Langevin(_Inner):
@@ -169,33 +172,39 @@ class _Langevin(_Inner):
 
     def write(self, table: Writer, m: Register, r2: Tensor, t: Level, s: Level) -> Register:
         u = table.register(m + torch.sqrt(r2) * table.noise(t, s))
-        h = table.apply(partial(self._length, r2), u, table.noise(t, s))
-        z = table.noise(t, s)
-        for _ in range(self.steps):
+        z, h = table.noise(t, s), u
+        for k in range(self.steps):
+            if k in (0, self.steps // 2):
+                h = table.apply(partial(self._length, r2), u if k else m, table.noise(t, s))
             last, z = z, table.noise(t, s)
             u = table.apply(partial(self._move, r2), u, m, h, 0.5 * last + 0.5 * z)
         return u
 
     def _length(self, r2: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """h, the curvature by power iteration on the Hessian at u, begun at v."""
+        """h, the largest eigenvalue of J^T F J by power iteration from v: J of A at u, F = -d^2 log p(y | A)/dA^2."""
+        noise, y = self.measurement.noise, self.measurement.y
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            slope = self._slope(u, graph=True)
+            clean = self.measurement.operator(u)
+            weight = torch.zeros_like(clean, requires_grad=True)
+            (back,) = torch.autograd.grad(clean, u, weight, create_graph=True)
+            own = clean.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(noise.log_prob(y, own).sum(), own, create_graph=True)
             for _ in range(ITERATIONS):
-                v = v / _norm(v)
-                v = torch.autograd.grad(slope, u, v, retain_graph=True)[0] if slope.requires_grad else 0 * v
+                (seen,) = torch.autograd.grad(back, weight, v / _norm(v), retain_graph=True)
+                (bent,) = torch.autograd.grad(slope, own, seen, retain_graph=True)
+                (v,) = torch.autograd.grad(clean, u, bent, retain_graph=True)
         return (self.step / (1 / broadcast(r2, u) + _norm(v))).expand_as(u)
 
     def _move(self, r2: Tensor, u: Tensor, m: Tensor, h: Tensor, z: Tensor) -> Tensor:
         with torch.enable_grad():
-            slope = self._slope(u.detach().requires_grad_(), graph=False)
-        return u + h * (slope - (u - m) / broadcast(r2, u)) + torch.sqrt(2 * h) * z
-
-    def _slope(self, u: Tensor, *, graph: bool) -> Tensor:
-        """grad log p(y | u)."""
-        measurement = self.measurement
-        log_prob: Tensor = measurement.noise.log_prob(measurement.y, measurement.operator(u))
-        return torch.autograd.grad(log_prob.sum(), u, create_graph=graph)[0]
+            at = u.detach().requires_grad_()
+            log_prob = self.measurement.noise.log_prob(self.measurement.y, self.measurement.operator(at))
+            (slope,) = torch.autograd.grad(log_prob.sum(), at)
+        r2 = broadcast(r2, u)
+        drift = h * (slope - (u - m) / r2)
+        longest = (r2 * u[0].numel()) ** 0.5
+        return u + drift * (longest / _norm(drift)).clamp_max(1) + torch.sqrt(2 * h) * z
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class DirectBridge(Solver):
 
         x_s = alpha_s x0 + (1 - alpha_s) y + (sigma_s/sigma_t) (x_t - alpha_t x0 - (1 - alpha_t) y),    `DDIM` again.
 
-    Source: Chung, Kim, Ye 2023 (2305.19809), section 3; Delbracio, Milanfar 2023 (2303.11435), section 4.
+    Source: Chung, Kim, Ye 2023 (2305.19809), table 1; Delbracio, Milanfar 2023 (2303.11435).
     """
 
     exact_for_constant = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..denoiser import BaseDenoiser
 from ..processes import Level
 from ..solvers import DPMSolverPP, Solver
 from ..solvers.compose import write_from
@@ -16,7 +17,7 @@ from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
 from .method import Method, check_positive
-from .population import has_density
+from .population import Plain, has_density
 
 CORRECTIONS = ("posterior", "published")
 
@@ -63,6 +64,9 @@ class EnKG(Method):
     @property
     def steps(self) -> int:
         return 20
+
+    def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
+        return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
         std = has_density(measurement, self).std(self)

@@ -38,6 +38,8 @@ class PMRF(Method):
     Restoration" (2410.00418), algorithm 1.
     """
 
+    guides = True
+
     mean: Callable[[Tensor], Tensor]
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from .._types import Cond
 from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise
+from ..processes import Level
 from ..random import derive, fresh_seed, generator
 from ..solvers import ParticleFilter, Samples, resample
 from ..solvers.loop import Moment
 from .measurement import Measurement
 from .method import Method
+from .posterior import Measured
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class Population(Samples):
 
     ess: Tensor | None = None
     log_evidence: Tensor | None = None
+
+
+class Plain(Measured):
+    """The model's own x0."""
+
+    def answer(self, x0: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
+        return x0(x)
 
 
 class Weighed(ParticleFilter):
@@ -48,7 +57,7 @@ class Weighed(ParticleFilter):
 
 @dataclass(frozen=True)
 class Populated(Method):
-    """A method whose solver writes weights as `Weighed` reads them.
+    """A method whose solver writes weights as `Weighed` reads them; at the end a population is resampled and shuffled.
 
     particles: K of a population. resampling, threshold: see `ParticleFilter`.
     """
@@ -71,6 +80,11 @@ class Populated(Method):
             own = [derive(seed, "population", g) for g in range(groups)]
         rule = Weighed(self.particles, resampling=self.resampling, threshold=self.threshold, seed=own)
         out = super().run(model, measurement, cond, seed=seed, hooks=(rule,), **options)
+        if not bool(rule.log_normalizer.isfinite().all()):
+            raise ValueError(
+                f"none of {self.particles} particles can have made its measurement with {measurement.noise!r}: take "
+                "more of them, or noise that makes it possible"
+            )
         streams = [generator(derive(s, "end")) for s in own]
         chosen = resample(rule.log_weights.softmax(1), self.resampling, streams)
         order = torch.stack([torch.randperm(self.particles, generator=stream) for stream in streams])
@@ -81,13 +95,13 @@ class Populated(Method):
         return Population(**vars(plain), ess=rule.ess.amin(0), log_evidence=rule.log_normalizer)
 
 
-def believed(level: Any, prior: float) -> tuple[Tensor, Tensor]:
-    """(k, r^2): x0 given x_t is N(k x_t, r^2 I) for data N(0, prior^2 I); finite at both ends, and so is r^2/k."""
+def believed(level: Level, prior: float) -> tuple[Tensor, Tensor]:
+    """(k, r^2): x0 given x_t is N(k x_t, r^2 I) for data N(0, prior^2 I), with r^2 = (sigma^2/alpha) k."""
     spread = (level.alpha * prior) ** 2 + level.sigma**2
     return level.alpha * prior**2 / spread, (prior * level.sigma) ** 2 / spread
 
 
-def share(measurement: Measurement, level: Any, prior: float) -> Tensor:
+def share(measurement: Measurement, level: Level, prior: float) -> Tensor:
     """The power of p(y | A(x0)) in a guess at p(y | x_t), x0 given x_t being known to r: std^2/(std^2 + r^2) for normal
     noise, as if A A^T = I, and 1 - r^2/prior^2 for others."""
     r2, noise = believed(level, prior)[1], measurement.noise
@@ -95,6 +109,11 @@ def share(measurement: Measurement, level: Any, prior: float) -> Tensor:
         return 1 - r2 / prior**2
     variance = torch.as_tensor(noise.std).to(r2) ** 2
     return variance / (variance + r2)
+
+
+def at_least(log_p: Tensor) -> Tensor:
+    """log p, and something finite for p = 0: of a guess that is only to be positive."""
+    return torch.where(log_p == -torch.inf, -1e6, log_p)
 
 
 def has_density(measurement: Measurement, method: object) -> Measurement:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise, LinearOperator
-from ..processes import Level
+from ..processes import GaussianProcess, Level
 from ..solvers import Grid, Solver, Uniform
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
@@ -73,6 +73,8 @@ class REDDiff(Method):
         return Uniform()
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
+        if not isinstance(model.process, GaussianProcess):
+            raise ValueError(f"{self!r} is for a GaussianProcess: {model.process!r} is none")
         return Corrected(model, measurement, lambda x0, level: x0)
 
     def solver(self, measurement: Measurement) -> Solver:

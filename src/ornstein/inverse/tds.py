@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..denoiser import BaseDenoiser
-from ..linops import LinearOperator
+from ..linops import GaussianNoise, LinearOperator
 from ..processes import Level, ancestral, broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .population import Populated, believed, has_density, has_gradient, share, spread_out
+from .population import Populated, at_least, believed, has_density, has_gradient, share, spread_out
 from .posterior import Measured
 
 TWISTS = ("isotropic", "moments", "point")
@@ -28,20 +28,20 @@ TWISTS = ("isotropic", "moments", "point")
 
 @dataclass(frozen=True)
 class TDS(Populated):
-    """x_s ~ q = N(mean + std^2 grad log phi_t, std^2),    w <- w p(x_s | x_t)/q(x_s | x_t, y) phi_s(x_s)/phi_t(x_t)
+    """x_s ~ q = N(mean + std^2 grad log phi_t, std^2 I),    w <- w p(x_s | x_t)/q(x_s | x_t, y) phi_s(x_s)/phi_t(x_t)
 
-    with p = N(mean, std^2) the ancestral step of the model (see `ancestral`) and phi_t(x_t) the twist, a guess at
+    with p = N(mean, std^2 I) the ancestral step of the model (see `ancestral`) and phi_t(x_t) the twist, a guess at
     p(y | x_t) that at the end is p(y | x0). The weighted particles have the law p(x0 | y) of the model's steps as K
     grows, with an error of order 1/sqrt(K), whatever the twist; a good one wastes fewer of them. What is left is the
     error of the steps themselves, of order 1.
 
         twist          phi_t(x_t)
         "isotropic"    N(y; A x0, std^2 I + r^2 A A^T), r^2 of `PiGDM` with `prior`, the standard deviation of the data;
-                       p(y | x0)^share of an operator that is not linear: N(y; A(x0), (std^2 + r^2) I) and its like
+                       of other operators N(y; A(x0), (std^2 + r^2) I), of other noises p(y | x0)^(1 - r^2/prior^2)
         "moments"      N(y; A x0, std^2 I + A C A^T), C = Cov[x0 | x_t] of `MMPS`: m gradient passes for y (m,), not 1
         "point"        p(y | x0), of any operator and noise with gradients; far from data it is too sure of itself
 
-    It claims the posterior. The estimate of the evidence p(y) is unbiased for the model's steps.
+    It claims the posterior. The estimate of the evidence p(y), see `Population`, is unbiased for the model's steps.
 
     Source: Wu, Trippe, Naesseth, Blei, Cunningham 2023, "Practical and Asymptotically Exact Conditional Sampling in
     Diffusion Models" (2306.17775), algorithm 1, whose twist is the last.
@@ -61,7 +61,8 @@ class TDS(Populated):
         has_density(measurement, self)
         if self.twist == "point":
             return Pointed(model, has_gradient(measurement, self))
-        if self.twist == "isotropic" and not isinstance(measurement.operator, LinearOperator):
+        normal = isinstance(measurement.operator, LinearOperator) and isinstance(measurement.noise, GaussianNoise)
+        if self.twist == "isotropic" and not normal:
             return Pointed(model, has_gradient(measurement, self), partial(share, measurement, prior=self.prior))
         std = measurement.std(self)
         if self.twist == "isotropic":
@@ -111,7 +112,7 @@ class Pointed(Twisted):
         measurement = self.measurement
         with torch.enable_grad():
             u = x0.clone().requires_grad_()
-            value = measurement.noise.log_prob(measurement.y, measurement.operator(u))
+            value = at_least(measurement.noise.log_prob(measurement.y, measurement.operator(u)))
             (slope,) = torch.autograd.grad(value.sum(), u)
         if self._share is None:
             return value.detach(), back(slope)

@@ -16,7 +16,7 @@ def indi(noise_level: float = 0.01, *, brownian: bool = False, mean: str = "end"
     y = E[x0 | a measurement] the first is the rectified flow of `inverse.PMRF`.
 
     Source: Delbracio, Milanfar 2023, "Inversion by Direct Iteration: An Alternative to Denoising Diffusion for Image
-    Restoration" (2303.11435), sections 3.1 and 4.
+    Restoration" (2303.11435).
     """
     if not 0 < noise_level < math.inf:
         raise ValueError(f"noise_level={noise_level}: positive and finite; without noise it is the path of TwoSided()")

@@ -45,7 +45,6 @@ class Restoration:
     """x ~ p(x0 | y), y = A(x0) + noise, for measurements y (n, *measured) in the data's units. Made by `restoration`,
     which checks all that can be known before; `run` evaluates the network and writes."""
 
-    run_folder: Path
     model: Denoiser = field(repr=False)
     space: Space
     operator: LinearOperator
@@ -90,7 +89,8 @@ class Restoration:
 
     def _judged(self, found: Restored, truth: Tensor) -> dict[str, Any]:
         """PSNR and, of images, SSIM of means and samples cut to the data's bounds."""
-        low, high = bounds = self.space.bounds or (float(truth.min()), float(truth.max()))
+        low, high = self.space.bounds or (float(truth.min()), float(truth.max()))
+        bounds = (low, high if high > low else low + 1.0)
         figures: dict[str, Any] = {}
         for name, x in (("", found.mean), ("_of_a_sample", found.samples.flatten(0, 1))):
             x, true = x.clamp(low, high), truth.repeat_interleave(len(x) // len(truth), 0)
@@ -211,9 +211,7 @@ def restoration(
     }
     where = next(model.parameters()).device
     moved = {name: value.to(where) for name, value in cond.items()} or None
-    return Restoration(
-        run.folder, model, run.space, made, y, truth, noise, chosen, samples, count, seed, moved, asked, target
-    )
+    return Restoration(model, run.space, made, y, truth, noise, chosen, samples, count, seed, moved, asked, target)
 
 
 def read_events(path: Path, shape: tuple[int, ...], space: Space, measured: bool = False) -> Tensor:
