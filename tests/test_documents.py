@@ -35,6 +35,7 @@ QUICK = [
         "docs/guide.md",
         "docs/processes.md",
         "docs/inverse.md",
+        "docs/inverse-methods.md",
         "docs/solvers.md",
         "docs/diffusers.md",
         "docs/choosing-a-solver.md",

@@ -46,11 +46,11 @@ class DAPS(Method):
             u <- u + h grad log q(u) + sqrt(2 h) (z_k + z_(k+1))/2,    h = step/(1/r^2 + L)
 
         from a draw of N(m, r^2 I), with L the largest curvature of -log p(y | u) by Gauss and Newton, at m and anew
-        half way, and no drift longer than r sqrt(d). A direction whose precision is k times the largest has after
-        K of them c^K left of its first offset, c = 1 - step k: ln(1/e)/(step k) of them leave e. The variance is then
-        right where q is normal, whatever step, but for (1 - c) c^(2K - 1) < 1/(4K) of it: a noise of its own in each
-        step would give 1/(1 - step k/2) of it. Of other laws an error of order h^2 remains. Where p(y | u) is 0 it
-        pulls at nothing.
+        half way, and no drift longer than r sqrt(d): one stiff entry shortens the steps of all. A direction whose
+        precision is k times the largest has c^K of its first offset left after K of them, c = 1 - step k: ln(1/e)/(step
+        k) of them leave e. The variance is then right where q is normal, whatever step, but for (1 - c) c^(2K - 1) <
+        1/(4K) of it: a noise of its own in each step would give 1/(1 - step k/2) of it. Of other laws an error of order
+        h^2 remains. Where p(y | u) is 0 it pulls at nothing.
 
     Source: Zhang et al. 2024, "Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing"
     (2407.01521), algorithm 1; Leimkuhler, Matthews 2013, "Rational Construction of Stochastic Numerical Methods for
