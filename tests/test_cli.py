@@ -22,7 +22,7 @@ from ornstein.report.run import SOLVERS as MADE
 from ornstein.report.run import Run
 from ornstein.report.wrong_labels import wrong
 
-COMMANDS = ("quickstart", "train", "tune", "sample", "evaluate", "report", "runs", "papers", "certify")
+COMMANDS = ("quickstart", "train", "tune", "sample", "restore", "evaluate", "report", "runs", "papers", "certify")
 TINY = ["--steps", "4", "--batch-size", "8"]
 
 

@@ -134,8 +134,8 @@ class LearnedSchedule(Recorded, nn.Module, GaussianProcess):
     def at(self, t: Tensor, cond: Cond = None) -> Level:
         """The levels at t, with a gradient to the parameters: t () or (batch,), or with times first (N + 1, batch).
 
-        Without a condition they are `level(t)`. With one they are (..., batch, ...), and their t and derivatives are those
-        of the process itself, F(t; cond), which a solver and a network may be told.
+        Without a condition they are `level(t)`. With one they are (..., batch, ...), and their t and derivatives are
+        those of the process itself, F(t; cond), which a solver and a network may be told.
         """
         t = t.to("cpu", torch.float64)
         low, width = self._ends(t)

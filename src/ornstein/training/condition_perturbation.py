@@ -122,7 +122,7 @@ def _width(model: BaseDenoiser) -> int:
     widths = [module.width for module in model.modules() if isinstance(module, LabelEmbedding)]
     if not widths:
         raise ValueError(
-            "this network has no ornstein.nets.embedding.LabelEmbedding to perturb: give the embedding itself as a condition and name "
-            "it, as names=('embedding',)"
+            "this network has no ornstein.nets.embedding.LabelEmbedding to perturb: give the embedding itself as a "
+            "condition and name it, as names=('embedding',)"
         )
     return widths[0]
