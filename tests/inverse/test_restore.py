@@ -283,6 +283,28 @@ def test_any_solver_runs_a_denoiser_that_knows_the_measurement() -> None:
         restore(world.denoiser(VP), OPERATOR, y, method=DPS(), noise=STD, steps=3, solver=orn.Heun())
 
 
+def test_what_was_not_measured_is_not_read() -> None:
+    """A mask's y may hold anything where nothing is seen: samples and residuals are the same to the bit."""
+    world, seen = gaussian(), torch.tensor([1.0, 0.0, 1.0], dtype=F64)
+    fourier = torch.zeros(4, 4)
+    fourier[0, :2] = fourier[1, 0] = 1
+    image = orn.exact.Gaussian(torch.zeros(1, 4, 4, dtype=F64), std=1.0)
+    shuffled = linops.Matrix(torch.eye(3, dtype=F64)[[2, 0, 1]])
+    cases = [
+        (world, linops.Mask(seen), seen),
+        (world, linops.Mask(seen) @ shuffled, seen),
+        (image, linops.Fourier(fourier, (1, 4, 4)), fourier),
+    ]
+    for prior, operator, known in cases:
+        y = operator(prior.sample(2, seed=1).to(F64))
+        hidden = torch.where(known.bool(), y, 7.0)
+        assert not torch.equal(y, hidden)
+        options: dict[str, Any] = {"noise": 0.3, "steps": 5, "seed": 0, "method": MMPS(iterations=2)}
+        plain, other = (restore(prior.denoiser(VP), operator, v, **options) for v in (y, hidden))
+        assert torch.equal(plain.samples, other.samples)
+        assert torch.equal(plain.residual, other.residual)
+
+
 def test_a_wrong_adjoint_is_found_before_the_run() -> None:
     class Doubled(linops.LinearOperator):
         def forward(self, x: Tensor) -> Tensor:

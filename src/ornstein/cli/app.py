@@ -523,10 +523,9 @@ def run(arguments: list[str]) -> int:
         if code == 130:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, EOFError):
-        return _fail("interrupted: the same command goes on where it was", 130)
-    except typer.Abort:
-        return _fail("interrupted: the same command goes on where it was", 130)
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        kept = "nothing was written" if first == "restore" else "the same command goes on where it was"
+        return _fail(f"interrupted: {kept}", 130)
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong use of the command line
             return _fail(error.format_message())

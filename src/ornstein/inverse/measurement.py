@@ -30,7 +30,7 @@ class Measurement:
         if not isinstance(operator, Operator):
             raise ValueError(f"an operator is one of orn.linops, or a subclass of its Operator: got {operator!r}")
         check_adjoint(operator)
-        operator.check_measurement(y)
+        y = operator.check_measurement(y)
         noise.check_measurement(y)
         scaling = model.scaling
         if scaling is None:

@@ -122,7 +122,8 @@ def restore(
     """x ~ p(x0 | y) for y = A(x0) + noise, by `method`, from a model of p(x0).
 
     Args:
-        model: any denoiser of a GaussianProcess; y and x0 in the user's units.
+        model: any denoiser of a GaussianProcess, or of a bridge where the method is for one; y and x0 in the user's
+            units.
         operator: A, one of `orn.linops` or a subclass of its `Operator`.
         y: (batch, *measured), any number of measurements.
         method: such as `orn.inverse.DPS()`.
@@ -145,6 +146,7 @@ def restore(
         raise ValueError(f"samples={samples}: at least one of each posterior")
     count = math.ceil(samples / method.particles) * method.particles
     measurement = Measurement.of(model, operator, y, noise).repeat(count)
+    y = operator.check_measurement(y)  # 0 where nothing is measured
     check_batch(cond, len(y))
     seed = fresh_seed() if seed is None else seed
     seeds = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(count)]

@@ -38,6 +38,9 @@ class Composed(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self.outer.forward(self.inner.forward(x))
 
+    def check_measurement(self, y: Tensor) -> Tensor:
+        return self.outer.check_measurement(super().check_measurement(y))
+
     def rows(self, index: Tensor) -> Operator:
         if self.batch is None:
             return self

@@ -55,6 +55,9 @@ class Fourier(LinearOperator):
             image = (self._coils(y).conj() * image).sum(1)
         return torch.stack([image.real, image.imag], 1) if self._complex else image.real.reshape(-1, *self.event)
 
+    def check_measurement(self, y: Tensor) -> Tensor:
+        return torch.where(self._seen(y), super().check_measurement(y), 0.0)
+
     @cached_property
     def svd(self) -> SVD | None:
         if self._coils is not None:

@@ -51,6 +51,9 @@ class Mask(LinearOperator):
     def transpose(self, y: Tensor) -> Tensor:
         return self.forward(y)
 
+    def check_measurement(self, y: Tensor) -> Tensor:
+        return self.forward(super().check_measurement(y))
+
     @cached_property
     def svd(self) -> SVD:
         s = self.mask.cpu().flatten(0 if self.batch is None else 1).to(torch.float64)

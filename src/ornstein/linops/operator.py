@@ -63,7 +63,8 @@ class Operator(ABC):
         return y
 
     def check_measurement(self, y: Tensor) -> Tensor:
-        """`y`, or ValueError where it cannot be a measurement of this operator: its shape, its dtype, NaN, infinity."""
+        """`y`, 0 where nothing is measured, or ValueError where it cannot be a measurement of this operator: its shape,
+        its dtype, NaN, infinity."""
         self._check("y", y, self.measured)
         return finite("the measurement y", y)
 
