@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ class Interval:
     reads from it which of its increments is meant. The clock "snr" is alpha^2/sigma^2, rising towards data."""
 
     clock: str
-    start: float | tuple[float, ...]
-    end: float | tuple[float, ...]
+    start: float | tuple[Any, ...]
+    end: float | tuple[Any, ...]
 
 
 @dataclass(frozen=True)

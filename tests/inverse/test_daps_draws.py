@@ -208,8 +208,8 @@ def test_refusals() -> None:
     y = torch.zeros(1, 3, dtype=F64)
     refused("choose inner='langevin'", DAPS(inner="exact"), cubic, y)
     refused("choose EnKG()", DAPS(), linops.BlackBox(lambda u: u, (3,), (3,)), y)
-    refused("give their noise", DAPS(), cubic, y, noise=0.0)
-    refused("give their noise", DAPS(inner="langevin"), noise=0.0)
+    refused("give the noise", DAPS(), cubic, y, noise=0.0)
+    refused("give the noise", DAPS(inner="langevin"), noise=0.0)
     for name, value in (("prior", 0.0), ("step", 1.5), ("ode_steps", 0), ("langevin", 0), ("inner", "mala")):
         with pytest.raises(ValueError, match=f"{name}="):
             DAPS(**{name: value})

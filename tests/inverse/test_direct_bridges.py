@@ -170,8 +170,10 @@ def test_refusals() -> None:
     refused("is for linear operators", CDDB(), operator=cubic)
     refused("it stays below 2/|A|^2 = ", CDDB(5.0))
     refused("needs its end in the condition", CDDB(), cond=None)
-    refused("x0 fades away", CDDB(), net=ring().denoiser(orn.VE()), cond=None)
-    refused("is for a process that is a AffineProcess", CDDB(), net=PAIRS.denoiser(Interpolant()), x_init=y)
+    refused("is for a model of a direct bridge", CDDB(), net=ring().denoiser(orn.VE()), cond=None)
+    refused("is for a model of a direct bridge", CDDB(), net=PAIRS.denoiser(Interpolant()), x_init=y)
+    with pytest.raises(ValueError, match="x0 fades away"):
+        orn.sample(ring().denoiser(orn.VE()), (4, 2), solver=DirectBridge(), steps=2)
     with pytest.raises(ValueError, match="without noise it is the path of TwoSided"):
         indi(0.0)
     with pytest.raises(ValueError, match="this grid rises"):
@@ -180,7 +182,7 @@ def test_refusals() -> None:
     refused("train a model of indi()", PMRF(torch.nn.Identity()), net=ring().denoiser(orn.VP()))
     refused("the mean answers (2, 1) for events (2, 2)", PMRF(lambda y: y[:, :1]), net=flow)
     refused("cond is a mapping", PMRF(nn.Identity()), net=flow, cond=y)
-    refused("nfe=0 is too few", PMRF(nn.Identity()), net=flow, steps=None, nfe=1)
+    refused("nfe=1: the mean takes one", PMRF(nn.Identity()), net=flow, steps=None, nfe=1)
 
 
 def flow_of(noise_level: float, scaling: Any = None) -> orn.Denoiser:

@@ -157,7 +157,7 @@ def test_score_prior_refusals() -> None:
         with pytest.raises(ValueError, match=re.escape(match)):
             restore(model, operator, Y, **{"method": ScorePrior(**QUICK), "noise": STD, "seed": 0, **options})
 
-    refused("without any choose DDNM()", noise=0.0)
+    refused("give the noise of y", noise=0.0)
     refused("has no gradient", operator=linops.BlackBox(lambda u: u[:, :2], (3,), (2,)))
     refused("grid: a fit has the options", grid=orn.LogSNR())
     refused("solver, tol: a fit has the options", tol=0.1, solver=orn.DDIM())

@@ -59,13 +59,13 @@ def rate_of_the_steps(process: Any, method: AFDPS, t: float, x: Tensor, h: float
     """What a step of length h adds to log w, over h, and the gradient that the steps follow."""
     measurement = Measurement(OPERATOR, Y.expand(len(x), 1), linops.GaussianNoise(STD))
     solver: Any = method.solver(measurement)
-    levels = process.level([t + h, t, t - h])
+    levels = process.level([t + h, t, t - h, 0.0])
     table = solver.compile(process, levels)
     now = levels[1]
     x0 = WORLD.denoiser(process)(x, t).x0
     left = levels[2].sigma / now.sigma
     flow = left * x + (levels[2].alpha - left * now.alpha) * x0
-    lift, weigh = [row.function for row in table.rows if row.function is not None][2:]
+    lift, weigh = [row.function for row in table.rows if row.function is not None][2:4]
     lifted = lift(x)
     return weigh(x, flow, x0, lifted).sum(1) / h, lifted * now.alpha / now.sigma**2
 

@@ -207,7 +207,11 @@ class World(ABC):
             if kind in _DENOISERS:
                 make, view = _DENOISERS[kind]
                 return make(self, process, predicts or view)
-        raise ValueError(f"an exact world knows no denoiser under {process!r}: it is no GaussianProcess")
+        known = ", ".join(kind.__name__ for kind in _DENOISERS)
+        raise ValueError(
+            f"an exact world has a denoiser under {known}: got {process!r} (two ends and boxes have worlds of their "
+            "own, TwoSidedMixture and FoldedMixture)"
+        )
 
     def flow_map(self, process: GaussianProcess, rtol: float = 1e-10, atol: float = 1e-12) -> ExactFlowMap:
         """`flow` as a FlowMap: X(x, t, s) of this world under `process`."""

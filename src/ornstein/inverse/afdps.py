@@ -16,10 +16,10 @@ from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise, LinearOperator
 from ..processes import Level, ancestral, broadcast
 from ..solvers import Solver
-from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .population import Plain, Populated, at_least, believed, has_density, has_gradient, share, spread_out
+from .method import check_to_data
+from .population import Plain, Populated, at_least, believed, share, spread_out
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class AFDPS(Populated):
         return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
-        has_density(measurement, self)
+        measurement.density(self)
         if isinstance(measurement.operator, LinearOperator) and isinstance(measurement.noise, GaussianNoise):
             path: Path = Believed(measurement, measurement.linear(self), measurement.std(self), self.prior)
         else:
             if self.pull != 0.5:
                 raise ValueError(f"{self!r} needs second derivatives, known for linear operators alone: take pull=0.5")
-            path = Tempered(has_gradient(measurement, self), self.prior)
+            path = Tempered(measurement.gradient(self), self.prior)
         return Weighted(repr(self), path, self.pull)
 
 
@@ -143,7 +143,7 @@ class Weighted(Solver):
         return self.name
 
     def write(self, table: Writer, grid: Level) -> None:
-        check_falling(self, grid)
+        check_to_data(self, grid)
         x = table.state
         for i, (t, s) in enumerate(pairwise(grid)):
             p, step = table.evaluate(x, t), ancestral(t, s)

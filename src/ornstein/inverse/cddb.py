@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..denoiser import BaseDenoiser
-from ..processes import Level
+from ..processes import Level, Reverting, TwoSided
 from ..solvers import Grid, Solver, Uniform
 from .direct_bridge import DirectBridge
 from .measurement import Measurement
@@ -48,6 +48,13 @@ class CDDB(Method):
     @property
     def grid(self) -> Grid:
         return Uniform()
+
+    def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
+        if not isinstance(model.process, (Reverting, TwoSided)):
+            raise ValueError(
+                f"{self!r} is for a model of a direct bridge, such as I2SB() or TwoSided(): got {model.process!r}"
+            )
+        super().check(model, measurement)
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator = measurement.linear(self)

@@ -17,7 +17,7 @@ from ..processes import Level, broadcast
 from ..solvers import Solver
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .method import Method
+from .method import Method, check_to_data
 from .repeated import Repeated
 
 _PROBES, _LAST = 32, 20
@@ -118,6 +118,7 @@ class Constrained(Solver):
         return self.name
 
     def write(self, table: Writer, grid: Level) -> None:
+        check_to_data(self, grid)
         traces = _Traces.of(self.operator)
         x = table.state
         for t, s in pairwise(grid):
@@ -138,7 +139,7 @@ class Constrained(Solver):
         Of v ~ N(m, C), |v|^2 has variance 2 tr C^2 + 4 <m, C m>; here C = std^2 I + sigma^2 A A^T in the range of A.
         """
         rank, square, fourth = (part.to(self.y.device, self.y.dtype) for part in traces)
-        noise, spread, less = self.std**2, float(level.sigma) ** 2, float(1 - level.alpha) ** 2
+        noise, spread, less = self.std**2, (level.sigma**2).to(self.y), ((1 - level.alpha) ** 2).to(self.y)
         signal = (_square(self.y) - noise * rank).clamp_min(0)  # |A x0|^2 and |A^T A x0|^2, from y
         turned = (_square(self.operator.adjoint(self.y)) - noise * square).clamp_min(0)
         mean = less * signal + noise * rank + spread * square

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..denoiser import BaseDenoiser
 from ..processes import Level, ancestral, broadcast
 from ..solvers import Solver
+from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Register, Writer
 from .measurement import Measurement
 from .method import Method, check_positive
@@ -85,6 +86,7 @@ class Coherent(Solver):
         return repr(self.method)
 
     def write(self, table: Writer, grid: Level) -> None:
+        check_falling(self, grid)
         x, steps, passes = table.state, len(grid) - 1, self.method.travel
         for first in range(0, steps, self.method.jump):
             stretch = range(first, min(first + self.method.jump, steps))

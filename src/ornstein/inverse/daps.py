@@ -92,11 +92,7 @@ class DAPS(Method):
                 f"{self!r} is for linear operators with an SVD and normal noise: got {operator!r} and {noise!r}; "
                 "choose inner='langevin'"
             )
-        if not (operator.differentiable and noise.differentiable):
-            raise ValueError(f"{self!r} follows gradients, and {operator!r} with {noise!r} has none: choose EnKG()")
-        if isinstance(noise, GaussianNoise) and bool((torch.as_tensor(noise.std) == 0).any()):
-            raise ValueError(f"{self!r} follows a likelihood, and exact measurements have none: give their noise")
-        return draw(_Langevin(measurement, self.langevin, self.step))
+        return draw(_Langevin(measurement.gradient(self).density(self), self.langevin, self.step))
 
 
 class _Inner(ABC):

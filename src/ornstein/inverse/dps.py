@@ -57,6 +57,7 @@ class DPS(Method):
         return Uniform()
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
+        measurement.gradient(self)
         return Pulled(model, measurement, lambda x0, level: ascent(measurement, x0))
 
     def solver(self, measurement: Measurement) -> Solver:
@@ -70,8 +71,6 @@ def ascent(measurement: Measurement, x0: Tensor) -> Tensor:
         residual = measurement.residual(x0)
         length = residual.flatten(1).norm(dim=1).clamp_min(torch.finfo(x0.dtype).tiny)
         return measurement.operator.adjoint(residual / length.reshape(-1, *(1,) * (residual.dim() - 1)))
-    if not measurement.operator.differentiable:
-        raise ValueError(f"{measurement.operator!r} has no gradient, which this method follows")
     with torch.enable_grad():
         x0 = x0.detach().requires_grad_()
         if isinstance(measurement.noise, GaussianNoise):

@@ -17,7 +17,7 @@ from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
 from .method import Method, check_positive
-from .population import Plain, has_density
+from .population import Plain
 
 CORRECTIONS = ("posterior", "published")
 
@@ -69,7 +69,7 @@ class EnKG(Method):
         return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
-        std = has_density(measurement, self).std(self)
+        std = measurement.density(self).std(self)
         share = 1 / self.corrections
 
         def correct(x: Tensor, x0: Tensor) -> Tensor:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..denoiser import BaseDenoiser, Scaling
-from ..linops import Function, GaussianNoise, LinearOperator, NoiseModel, Operator, check_adjoint
+from ..linops import GaussianNoise, LinearOperator, NoiseModel, Operator, check_adjoint
+
+
+class Decoded(Operator):
+    """y = A(decode(x)): an operator of the user's units, asked of states in the model's."""
+
+    def __init__(self, inner: Operator, decode: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inner.event, inner.measured)
+        self.inner, self.decode, self.differentiable = inner, decode, inner.differentiable
+        self.batch, self.dtype, self.device = inner.batch, inner.dtype, inner.device
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.decode(x))
+
+    def rows(self, index: Tensor) -> Operator:
+        return self if self.batch is None else Decoded(self.inner.rows(index), self.decode)
 
 
 @dataclass(frozen=True)
@@ -44,14 +60,18 @@ class Measurement:
             std, mean = float(scaling.std), float(scaling.mean)
             origin = operator(torch.full((len(y), *operator.event), mean, dtype=y.dtype, device=y.device))
             return cls(operator, (y - origin) / std, GaussianNoise(noise.std / std))
-        decoded = Function(lambda u: operator(scaling.decode(u)), operator.event, operator.measured)
-        return cls(decoded, y, noise)
+        return cls(Decoded(operator, scaling.decode), y, noise)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def linear(self, method: object) -> LinearOperator:
         """The operator of a method that needs a linear one."""
+        if isinstance(self.operator, Decoded) and isinstance(self.operator.inner, LinearOperator):
+            raise ValueError(
+                f"{method!r} is for linear operators, and {self.operator.inner!r} of what this model's scaling decodes "
+                "is none: train with one mean and one std for all entries and normal noise, or choose DPS()"
+            )
         if not isinstance(self.operator, LinearOperator):
             raise ValueError(f"{method!r} is for linear operators, {self.operator!r} is none: choose DPS()")
         return self.operator
@@ -61,6 +81,20 @@ class Measurement:
         if not isinstance(self.noise, GaussianNoise) or isinstance(self.noise.std, Tensor):
             raise ValueError(f"{method!r} is for normal noise of one size: got {self.noise!r}")
         return float(self.noise.std)
+
+    def density(self, method: object) -> Measurement:
+        """Itself, for a method that weighs samples by p(y | x0)."""
+        if isinstance(self.noise, GaussianNoise) and bool((torch.as_tensor(self.noise.std) == 0).any()):
+            raise ValueError(f"{method!r} weighs samples by p(y | x0): give the noise of y, or choose DDNM() or DDRM()")
+        return self
+
+    def gradient(self, method: object) -> Measurement:
+        """Itself, for a method that follows the gradient of log p(y | x0)."""
+        if not self.operator.differentiable:
+            raise ValueError(f"{self.operator!r} has no gradient, which {method!r} follows: choose EnKG()")
+        if not self.noise.differentiable:
+            raise ValueError(f"{self.noise!r} has no gradient, which {method!r} follows: give it a std > 0")
+        return self
 
     def repeat(self, samples: int) -> Measurement:
         """Every measurement `samples` times, one after the other."""

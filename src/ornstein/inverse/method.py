@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +15,10 @@ from .._types import Cond
 from ..denoiser import BaseDenoiser
 from ..linops import NoiseModel, Operator
 from ..numerics.tree import check_batch, tree_map
+from ..processes import Level
 from ..random import derive, fresh_seed
 from ..solvers import Grid, LogSNR, Samples, Solver, sample
+from ..solvers.reverse_sde import check_falling
 from .measurement import Measurement
 
 
@@ -52,14 +55,22 @@ class Method(ABC):
     def solver(self, measurement: Measurement) -> Solver:
         """What steps from noise to data."""
 
+    def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
+        """Refuse a model and a measurement that do not fit the method, before anything runs."""
+        self.denoiser(model, measurement)
+        self.solver(measurement)
+
     def run(self, model: BaseDenoiser, measurement: Measurement, cond: Cond, **options: Any) -> Samples:
         """Samples (len(measurement), *event) in the user's units."""
         solver = options.pop("solver", None)
         if solver is not None and not self.guides:
             raise ValueError(f"{self!r} has a solver of its own: got solver={solver!r}, which MMPS() or PiGDM() take")
-        options = {"grid": self.grid, **options}
-        if "nfe" not in options:
+        options = {"grid": self.grid, **{name: value for name, value in options.items() if value is not None}}
+        grid = options["grid"]
+        if isinstance(grid, Grid) and "nfe" not in options:
             options.setdefault("steps", self.steps)
+        if isinstance(times := getattr(grid, "t", grid), Tensor) and times.dim() > 2:
+            raise ValueError(f"{self!r} takes one level a sample: got a grid of shape {tuple(times.shape)}")
         shape = (len(measurement), *measurement.operator.event)
         solver = solver or self.solver(measurement)
         return sample(self.denoiser(model, measurement), shape, solver=solver, cond=cond, **options)
@@ -70,7 +81,7 @@ class Restored:
     """What `restore` returns, in the user's units.
 
     samples: (batch, samples, *event). nfe: evaluations of the network for a sample, gradient passes counted.
-    residual: |y - A x| of each sample, root mean square over the measurement, (batch, samples).
+    residual: |y - A x| of each sample, root mean square over what was measured, (batch, samples).
     seed: what repeats the run.
     ess: of a method that weighs its samples, the smallest effective sample size of each population on the way, (batch,
         populations); near 1 a population has been the copies of one sample.
@@ -133,8 +144,9 @@ def restore(
         seed: each sample's noise is a function of it, of the measurement's row and of the sample's number alone, so a
             restoration does not depend on what else is in the batch or how many samples are asked. Of a method with
             particles, whole populations are drawn, and the first `samples` of them are returned.
-        options: of the method's sampler: steps or nfe, grid, progress, debug, dtype, device; and a solver of any kind
-            in place of the published one, where the method is a denoiser and nothing else (`guides`).
+        options: of the method's sampler: steps or nfe, grid, x_init (one a measurement), progress, debug, dtype,
+            device; and a solver of any kind in place of the published one, where the method is a denoiser and nothing
+            else (`guides`).
 
     Raises:
         ValueError: where operator, measurement, noise or model do not fit each other or the method, before anything
@@ -145,27 +157,57 @@ def restore(
     if samples < 1:
         raise ValueError(f"samples={samples}: at least one of each posterior")
     count = math.ceil(samples / method.particles) * method.particles
-    measurement = Measurement.of(model, operator, y, noise).repeat(count)
-    y = operator.check_measurement(y)  # 0 where nothing is measured
-    check_batch(cond, len(y))
     seed = fresh_seed() if seed is None else seed
-    seeds = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(count)]
+    measurement, repeated, own = prepared(model, operator, y, noise, count, cond, seed, options)
+    with torch.no_grad():
+        method.check(model, measurement)
+        out = method.run(model, measurement, repeated, **own)
+        found = out.x.to(y).unflatten(0, (len(y), count))[:, :samples]
+        miss = residuals(operator, y, found)
+    ess = getattr(out, "ess", None)
+    return Restored(found, out.nfe, miss, seed, ess=None if ess is None else ess.reshape(len(y), -1))
+
+
+def prepared(
+    model: BaseDenoiser,
+    operator: Operator,
+    y: Tensor,
+    noise: NoiseModel | float,
+    count: int,
+    cond: Cond,
+    seed: int,
+    options: Mapping[str, Any],
+) -> tuple[Measurement, Cond, dict[str, Any]]:
+    """The measurement in the model's units and its conditions, each `count` times, and the options of a run, with a
+    seed for every sample."""
+    measurement = Measurement.of(model, operator, y, noise).repeat(count)
+    check_batch(cond, len(y))
     weight = next(iter(model.parameters()), y)
     own: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device, **options}
-    measurement = _moved(measurement, own["dtype"], own["device"])
-    repeated = tree_map(lambda part: part.repeat_interleave(count, 0), cond)
-    with torch.no_grad():
-        out = method.run(model, measurement, repeated, seed=seeds, **own)
-        found = out.x.to(y).unflatten(0, (len(y), count))[:, :samples].flatten(0, 1)
-        rows = operator.rows(torch.arange(len(y)).repeat_interleave(samples))
-        miss = (y.repeat_interleave(samples, 0) - rows(found)).flatten(1).square().mean(1).sqrt()
-    shape, ess = (len(y), samples), getattr(out, "ess", None)
-    ess = None if ess is None else ess.reshape(len(y), -1)
-    return Restored(found.reshape(*shape, *operator.event), out.nfe, miss.reshape(shape), seed, ess=ess)
+    own["seed"] = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(count)]
+    if own.get("x_init") is not None:
+        check_batch({"x_init": own["x_init"]}, len(y))
+        own["x_init"] = tree_map(lambda part: part.repeat_interleave(count, 0), own["x_init"])
+    moved = replace(measurement, y=measurement.y.to(device=own["device"], dtype=own["dtype"]))
+    return moved, tree_map(lambda part: part.repeat_interleave(count, 0), cond), own
 
 
-def _moved(measurement: Measurement, dtype: torch.dtype, device: torch.device | str) -> Measurement:
-    return Measurement(measurement.operator, measurement.y.to(device=device, dtype=dtype), measurement.noise)
+def residuals(operator: Operator, y: Tensor, samples: Tensor) -> Tensor:
+    """|y - A x| of samples (batch, k, *event), root mean square over what is measured: (batch, k)."""
+    index = torch.arange(len(y)).repeat_interleave(samples.shape[1])
+    own, y = operator.rows(index), y.repeat_interleave(samples.shape[1], 0)
+    miss = own.check_measurement(y) - own(samples.flatten(0, 1))
+    measured = own.check_measurement(torch.ones_like(y)).flatten(1).sum(1)
+    return (miss.flatten(1).square().sum(1) / measured.clamp_min(1)).sqrt().reshape(samples.shape[:2])
+
+
+def check_to_data(solver: Solver, grid: Level) -> None:
+    """Refuse grids that do not fall to data, where what a method promises of its samples begins."""
+    check_falling(solver, grid)
+    if bool((grid[-1].sigma > 0).any()):
+        raise ValueError(
+            f"{solver!r} ends at data, sigma = 0: these times end at sigma = {float(grid[-1].sigma.max()):.4g}"
+        )
 
 
 def check_positive(**values: float) -> None:

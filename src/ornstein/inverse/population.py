@@ -27,7 +27,8 @@ class Population(Samples):
 
     ess: (populations,), the smallest effective sample size (sum w)^2/sum w^2 on the way: near 1 a population has been
     the copies of one particle. log_evidence: (populations,), an estimate of log p(y) in the model's units; its exp is
-    unbiased. It is the normaliser of `ParticleFilter`.
+    unbiased. It is the normaliser of `ParticleFilter`. Entries that are not measured (hidden by a `Mask`) count as
+    measured zeros, log p(0 | 0) each.
     """
 
     ess: Tensor | None = None
@@ -81,9 +82,10 @@ class Populated(Method):
         rule = Weighed(self.particles, resampling=self.resampling, threshold=self.threshold, seed=own)
         out = super().run(model, measurement, cond, seed=seed, hooks=(rule,), **options)
         if not bool(rule.log_normalizer.isfinite().all()):
+            lost = (~rule.log_normalizer.isfinite()).nonzero().flatten().tolist()
             raise ValueError(
-                f"none of {self.particles} particles can have made its measurement with {measurement.noise!r}: take "
-                "more of them, or noise that makes it possible"
+                f"none of {self.particles} particles can have made its measurement with {measurement.noise!r}, in "
+                f"populations {lost[:8]} of {groups}: take more of them, or noise that makes it possible"
             )
         streams = [generator(derive(s, "end")) for s in own]
         chosen = resample(rule.log_weights.softmax(1), self.resampling, streams)
@@ -113,24 +115,7 @@ def share(measurement: Measurement, level: Level, prior: float) -> Tensor:
 
 def at_least(log_p: Tensor) -> Tensor:
     """log p, and something finite for p = 0: of a guess that is only to be positive."""
-    return torch.where(log_p == -torch.inf, -1e6, log_p)
-
-
-def has_density(measurement: Measurement, method: object) -> Measurement:
-    """The measurement, for a method that weighs samples by p(y | x0)."""
-    noise = measurement.noise
-    if isinstance(noise, GaussianNoise) and bool((torch.as_tensor(noise.std) == 0).any()):
-        raise ValueError(f"{method!r} weighs samples by p(y | x0): give the noise of y, or choose DDNM() or DDRM()")
-    return measurement
-
-
-def has_gradient(measurement: Measurement, method: object) -> Measurement:
-    """The measurement, for a method that follows the gradient of log p(y | x0)."""
-    if not measurement.operator.differentiable:
-        raise ValueError(f"{measurement.operator!r} has no gradient, which {method!r} follows: choose EnKG()")
-    if not measurement.noise.differentiable:
-        raise ValueError(f"{measurement.noise!r} has no gradient, which {method!r} follows: give it a std > 0")
-    return measurement
+    return torch.where(log_p == -torch.inf, -1e30, log_p)
 
 
 def spread_out(value: Tensor, like: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class REDDiff(Method):
         are many, and ends where the level's prior is sharp: it minimises nothing, and moves by lr to the end. "spread":
         the same levels mixed evenly, and lr falling to 0: it converges to the minimum above.
 
-    It starts at A^T (A A^T + std^2 I)^-1 y (0 where A is not linear).
+    It starts at A^T (A A^T + std^2 I)^-1 y (0 where A is not linear or the noise not normal).
 
     Source: Mardani, Song, Kautz, Vahdat 2023, "A Variational Perspective on Solving Inverse Problems with Diffusion
     Models" (2305.04391), algorithm 1; Kingma, Ba 2014 (1412.6980) for Adam.
@@ -79,12 +79,10 @@ class REDDiff(Method):
 
     def solver(self, measurement: Measurement) -> Solver:
         operator, noise, y = measurement.operator, measurement.noise, measurement.y
-        if not (operator.differentiable and noise.differentiable):
-            raise ValueError(f"{self!r} follows gradients, and {operator!r} with {noise!r} has none: choose EnKG()")
+        measurement.gradient(self)
         start = torch.zeros(len(y), *operator.event).to(y)
-        if isinstance(operator, LinearOperator):
-            std = torch.as_tensor(noise.std) if isinstance(noise, GaussianNoise) else torch.zeros(())
-            start = operator.gain(y, std**2, 1.0)
+        if isinstance(operator, LinearOperator) and isinstance(noise, GaussianNoise):
+            start = operator.gain(y, torch.as_tensor(noise.std) ** 2, 1.0)
         return _Descent(self, partial(_slope, measurement), start)
 
 

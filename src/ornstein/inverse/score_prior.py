@@ -14,17 +14,17 @@ from .._types import Cond
 from ..denoiser import BaseDenoiser, Scaling
 from ..density import log_likelihood
 from ..density.flow_likelihood import FlowLikelihood
+from ..density.units import units_of
 from ..errors import NonFiniteError
 from ..guidance.wrapped import calls_in
 from ..linops import GaussianNoise, NoiseModel, Operator
-from ..numerics.tree import check_batch, tree_map
 from ..processes import GaussianProcess
 from ..progress import bar
-from ..random import Noise, as_noise, derive, fresh_seed
+from ..random import Noise, as_noise, fresh_seed
 from ..solvers import Samples, Solver
 from ..solvers.sample import evaluation, in_units
 from .measurement import Measurement
-from .method import Method, Restored, check_positive
+from .method import Method, Restored, check_positive, prepared, residuals
 from .variational import Family, Law, Normal
 
 GRADIENTS = ("flow", "score")
@@ -111,6 +111,10 @@ class ScorePrior(Method):
     def solver(self, measurement: Measurement) -> Solver:
         raise ValueError(f"{self!r} is an optimisation: it has no table of steps")
 
+    def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
+        self._start(model)
+        measurement.density(self).gradient(self)
+
     def run(self, model: BaseDenoiser, measurement: Measurement, cond: Cond, **options: Any) -> Samples:
         law, draw, noise, nfe = self._fit(model, measurement, cond, **options)
         with torch.no_grad():
@@ -133,15 +137,11 @@ class ScorePrior(Method):
         probes: of the `log_likelihood` of the samples, which is computed once; None for the exact one. The other
         arguments are those of `orn.restore`. The noise needs a density, the model's codec a Jacobian.
         """
-        measurement = Measurement.of(model, operator, y, noise).repeat(self.particles)
-        check_batch(cond, len(y))
+        units_of(model, "likelihood")  # refused before the fit
         seed = fresh_seed() if seed is None else seed
-        seeds = [derive(seed, "restore", i, k) for i in range(len(y)) for k in range(self.particles)]
-        weight = next(iter(model.parameters()), y)
-        own: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device, **options}
-        moved = Measurement(measurement.operator, measurement.y.to(own["device"], own["dtype"]), measurement.noise)
-        repeated = tree_map(lambda part: part.repeat_interleave(self.particles, 0), cond)
-        law, draw, _, nfe = self._fit(model, moved, repeated, seed=seeds, **own)
+        moved, repeated, own = prepared(model, operator, y, noise, self.particles, cond, seed, options)
+        law, draw, _, nfe = self._fit(model, moved, repeated, **own)
+        y = operator.check_measurement(y)
         with torch.no_grad():
             states = draw(law)
             log_q = law.log_prob(states.reshape(len(y), self.particles, -1)).flatten().cpu().double()
@@ -152,12 +152,13 @@ class ScorePrior(Method):
             likelihood = noise if isinstance(noise, NoiseModel) else GaussianNoise(float(noise))
             clean, wide = operator.rows(index)(found), y.repeat_interleave(self.particles, 0)
             log_y = likelihood.rows(index).log_prob(wide, clean).cpu().double()
-        prior = log_likelihood(model, found, cond=repeated, start=self._start(model), probes=probes, seed=seeds)
+        prior = log_likelihood(model, found, cond=repeated, start=self._start(model), probes=probes, seed=own["seed"])
         shape = (len(y), self.particles)
+        found = found.reshape(*shape, *operator.event)
         return Fitted(
-            found.reshape(*shape, *operator.event),
+            found,
             nfe + prior.nfe,
-            (wide - clean).flatten(1).square().mean(1).sqrt().reshape(shape),
+            residuals(operator, y, found),
             seed,
             law,
             (log_y + prior.log_prob - log_q).reshape(shape),
@@ -218,6 +219,9 @@ class ScorePrior(Method):
         start = self._start(model)
         if self.gradient == "score":
             level = model.process.level(start)[None]
+            process: Any = model.process
+            if process.shift(level.t[0], cond) is not None:
+                raise ValueError(f"{self!r} is for a process without a shift: {process!r} has one")
             alpha = float(level.alpha)  # the density is of x0 = x/alpha
             (score,) = calls_in("score", model, level, x, cond)
 
@@ -247,7 +251,4 @@ def _check(method: ScorePrior, measurement: Measurement, options: dict[str, Any]
         raise ValueError("give steps or nfe, not both")
     if options.get("steps") is not None and options["steps"] < 1:
         raise ValueError(f"steps={options['steps']}: a fit has at least one step")
-    if isinstance(measurement.noise, GaussianNoise) and bool((torch.as_tensor(measurement.noise.std) == 0).any()):
-        raise ValueError(f"{method!r} weighs the measurement by its noise: without any choose DDNM()")
-    if not measurement.operator.differentiable or not measurement.noise.differentiable:
-        raise ValueError(f"{measurement.operator!r} with {measurement.noise!r} has no gradient, which this fit follows")
+    measurement.density(method).gradient(method)

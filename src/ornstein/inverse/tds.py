@@ -17,10 +17,10 @@ from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise, LinearOperator
 from ..processes import Level, ancestral, broadcast
 from ..solvers import Solver
-from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .population import Populated, at_least, believed, has_density, has_gradient, share, spread_out
+from .method import check_to_data
+from .population import Populated, at_least, believed, share, spread_out
 from .posterior import Measured
 
 TWISTS = ("isotropic", "moments", "point")
@@ -58,12 +58,12 @@ class TDS(Populated):
             raise ValueError(f"prior={self.prior}: the standard deviation of the data, positive and finite")
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
-        has_density(measurement, self)
+        measurement.density(self)
         if self.twist == "point":
-            return Pointed(model, has_gradient(measurement, self))
+            return Pointed(model, measurement.gradient(self))
         normal = isinstance(measurement.operator, LinearOperator) and isinstance(measurement.noise, GaussianNoise)
         if self.twist == "isotropic" and not normal:
-            return Pointed(model, has_gradient(measurement, self), partial(share, measurement, prior=self.prior))
+            return Pointed(model, measurement.gradient(self), partial(share, measurement, prior=self.prior))
         std = measurement.std(self)
         if self.twist == "isotropic":
             return Isotropic(model, measurement, std, self.prior)
@@ -166,7 +166,7 @@ class Twisting(Solver):
         return self.name
 
     def write(self, table: Writer, grid: Level) -> None:
-        check_falling(self, grid)
+        check_to_data(self, grid)
         x, twist = table.state, None
         p = table.evaluate(x, grid[0])
         for t, s in pairwise(grid):

@@ -193,9 +193,7 @@ def restoration(
     model = run.model(average).to(Workers.best())
     cond = _cond(run, len(x), label)
     checked = Measurement.of(model, made, y, noise)
-    if type(chosen).run is Method.run:  # what a method refuses it says here
-        chosen.denoiser(model, checked)
-        chosen.solver(checked)
+    chosen.check(model, checked)
     count = chosen.steps if steps is None else steps
     asked = {
         "operator": operator,

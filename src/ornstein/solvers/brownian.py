@@ -60,9 +60,10 @@ class BrownianPath(Noise):
             raise ValueError(f"a path runs on the clock 'snr', this noise on {interval.clock!r}: use a plain seed")
         if shape[0] != self.batch:
             raise ValueError(f"noise of shape {shape} asked of a path for a batch of {self.batch}")
-        start, end = (torch.tensor(v, dtype=torch.float64).reshape(-1) for v in (interval.start, interval.end))
-        if len(start) not in (1, self.batch):
-            raise ValueError(f"a path has one time a sample: got {len(start)} for {self.batch}, use a plain seed")
+        start, end = (torch.tensor(v, dtype=torch.float64) for v in (interval.start, interval.end))
+        if start.dim() > 1 or start.numel() not in (1, self.batch):
+            raise ValueError(f"a path has one time a sample: got {tuple(start.shape)}, use a plain seed")
+        start, end = start.reshape(-1), end.reshape(-1)
         if not bool(((start >= 0) & (end >= 0) & (start != end)).all()):
             raise ValueError(f"an interval runs between two different SNR, neither negative: got {interval}")
         sheet = (*self._sheet(start, end), *shape[1:])

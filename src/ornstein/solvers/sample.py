@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Cond, State
 from ..denoiser import BaseDenoiser, Scaling
@@ -195,7 +195,7 @@ def in_units(denoiser: BaseDenoiser, state: State) -> State:
 
 
 @contextmanager
-def evaluation(denoiser: BaseDenoiser) -> Iterator[None]:
+def evaluation(denoiser: nn.Module) -> Iterator[None]:
     """Evaluation mode for every module that was training, and back again."""
     training = [module for module in denoiser.modules() if module.training]
     denoiser.eval()

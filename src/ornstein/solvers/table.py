@@ -531,16 +531,18 @@ class Writer:
         return Table(self.solver, tuple(rows), tuple(evaluations), tuple(noises), tuple(order), self._error)
 
 
-def _times(values: Tensor) -> float | tuple[float, ...]:
-    return float(values) if values.numel() == 1 else tuple(values.flatten().tolist())
+def _times(values: Tensor) -> float | tuple[Any, ...]:
+    if values.numel() == 1:
+        return float(values)
+    return tuple(values.tolist()) if values.dim() == 1 else tuple(map(_times, values))
 
 
-def _times_json(value: float | tuple[float, ...]) -> Any:
-    return [_number_json(v) for v in value] if isinstance(value, tuple) else _number_json(value)
+def _times_json(value: float | tuple[Any, ...]) -> Any:
+    return [_times_json(v) for v in value] if isinstance(value, tuple) else _number_json(value)
 
 
-def _times_from(value: Any) -> float | tuple[float, ...]:
-    return tuple(float(v) for v in value) if isinstance(value, list) else float(value)
+def _times_from(value: Any) -> float | tuple[Any, ...]:
+    return tuple(_times_from(v) for v in value) if isinstance(value, list) else float(value)
 
 
 def _name(function: Callable[..., Any]) -> str:
