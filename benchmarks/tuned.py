@@ -102,7 +102,7 @@ def digits() -> World:
     data = load_digits()
     means = torch.cat([torch.as_tensor(data.data[data.target == k][:4]) for k in range(10)]) / 8 - 1
     own = orn.exact.GaussianMixture(means, torch.full((40,), 0.15, dtype=F64))
-    return world(own.denoiser(FLOW), tuple(means.shape[1:]), 1024, 4096)
+    return world(own.denoiser(FLOW), tuple(means.shape[1:]), 2048, 4096)
 
 
 def low_rank() -> World:

@@ -26,8 +26,8 @@ class CoPaint(Method):
 
     the most likely state given the measurement, with x0 taken as right to xi and x_t to tau, weight = xi^2/tau^2: seen
     and hidden parts are moved together, through the network, where replacement puts in the seen ones only. A gradient
-    step has the length lr alpha, and per sample at most misfit/|gradient|^2 (Polyak's), past which it would overshoot.
-    The measurement is taken as exact: noise in it is reproduced.
+    step is lr alpha times the gradient, and per sample at most misfit/|gradient|^2 times it (Polyak's), past which it
+    would overshoot. The measurement is taken as exact: noise in it is reproduced.
 
     It is a mode-seeking method: what has been fitted at one level is fitted again at the next, so hidden parts follow
     the seen ones too closely, and spread too little. Which of two modes, it decides at high noise, by which is nearer,

@@ -20,10 +20,9 @@ from .measurement import Measurement
 from .method import Method, check_positive
 from .posterior import Corrected
 
-INNER = ("auto", "exact", "langevin")
-ITERATIONS = (
-    5  # of power iteration, which from noise finds most of the largest curvature: `step` is half of what is stable
-)
+_INNER = ("auto", "exact", "langevin")
+# of power iteration, which from noise finds most of the largest curvature: `step` is half of what is stable
+_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class DAPS(Method):
         check_positive(prior=self.prior)
         if min(self.ode_steps, self.langevin) < 1:
             raise ValueError(f"ode_steps={self.ode_steps}, langevin={self.langevin}: at least one of each")
-        if self.inner not in INNER:
-            raise ValueError(f"inner={self.inner!r}: choose from {', '.join(INNER)}")
+        if self.inner not in _INNER:
+            raise ValueError(f"inner={self.inner!r}: choose from {', '.join(_INNER)}")
         if not 0 < self.step <= 1:
             raise ValueError(f"step={self.step}: a share of the narrowest variance, above 0 and at most 1")
 
@@ -186,7 +185,7 @@ class _Langevin(_Inner):
             (back,) = torch.autograd.grad(clean, u, weight, create_graph=True)
             own = clean.detach().requires_grad_()
             (slope,) = torch.autograd.grad(noise.log_prob(y, own).sum(), own, create_graph=True)
-            for _ in range(ITERATIONS):
+            for _ in range(_ITERATIONS):
                 (seen,) = torch.autograd.grad(back, weight, v / _norm(v), retain_graph=True)
                 (bent,) = torch.autograd.grad(slope, own, seen, retain_graph=True)
                 (v,) = torch.autograd.grad(clean, u, bent, retain_graph=True)

@@ -21,8 +21,8 @@ from .measurement import Measurement
 from .method import Method, check_positive
 from .posterior import Corrected
 
-ORDERS = ("falling", "spread")
-FIRST, SECOND = 0.9, 0.99  # what Adam keeps of its two means
+_ORDERS = ("falling", "spread")
+_FIRST, _SECOND = 0.9, 0.99  # what Adam keeps of its two means
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class REDDiff(Method):
         check_positive(weight=self.weight, lr=self.lr)
         if not math.isfinite(self.power):
             raise ValueError(f"power={self.power}: a finite power of sigma/alpha")
-        if self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r}: choose from {', '.join(ORDERS)}")
+        if self.order not in _ORDERS:
+            raise ValueError(f"order={self.order!r}: choose from {', '.join(_ORDERS)}")
 
     @property
     def steps(self) -> int:
@@ -111,15 +111,15 @@ class _Descent(Solver):
             x0 = table.evaluate(table.register(t.alpha * mu + t.sigma * table.noise(t, t), t), t).x0
             share = own.weight / size * torch.exp((1 - own.power) / 2 * t.log_snr.clamp_min(-20))
             g = table.register(share * mu - share * x0 + table.apply(self.slope, mu))
-            first = table.register(FIRST * first + (1 - FIRST) * g if first else (1 - FIRST) * g)
-            second = table.apply(_kept, second, g) if second else table.apply(lambda g: (1 - SECOND) * g**2, g)
+            first = table.register(_FIRST * first + (1 - _FIRST) * g if first else (1 - _FIRST) * g)
+            second = table.apply(_kept, second, g) if second else table.apply(lambda g: (1 - _SECOND) * g**2, g)
             lr = own.lr * (1 - i / steps) if spread else own.lr
-            move = partial(_moved, lr / (1 - FIRST ** (i + 1)), 1 - SECOND ** (i + 1))
+            move = partial(_moved, lr / (1 - _FIRST ** (i + 1)), 1 - _SECOND ** (i + 1))
             mu = table.apply(move, mu, first, second, level=after, on_grid=True)
 
 
 def _kept(second: Tensor, g: Tensor) -> Tensor:
-    return SECOND * second + (1 - SECOND) * g**2
+    return _SECOND * second + (1 - _SECOND) * g**2
 
 
 def _moved(lr: float, weight: float, mu: Tensor, first: Tensor, second: Tensor) -> Tensor:
