@@ -569,7 +569,8 @@ def picture(results: dict[str, Any]) -> None:
         axis.axhline(0.5, color="grey", linewidth=0.8)
         axis.set(title=world, xscale="log", xlabel="evaluations a sample", ylim=(0.48, 1.01))
     axes[0][0].set_ylabel("C2ST accuracy, median over cells (0.5 is the posterior)")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    known = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0][-1].legend(known.values(), known, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     figure.savefig(RESULTS.with_suffix(".png"), dpi=130)
     plt.close(figure)

@@ -132,7 +132,8 @@ def measure(world: World, task: str, name: str) -> tuple[dict[str, Any], Tensor]
     (low, high), truth = world.bounds, world.x
     each, mean = out.samples.clamp(low, high), out.mean.clamp(low, high)
     flat, again = each.flatten(0, 1), truth.repeat_interleave(world.samples, 0)
-    scale = float((y - clean).square().mean().sqrt()) or world.range  # of all entries, as the residual
+    measured = operator.check_measurement(torch.ones_like(y)).sum()  # as the residual counts
+    scale = float(((y - clean).square().sum() / measured).sqrt()) or world.range
     row = {
         "world": world.name, "task": task, "method": name, "noise": std / world.range, "nfe": out.nfe,
         "psnr": psnr(mean, truth, world.bounds), "psnr_of_a_sample": psnr(flat, again, world.bounds),

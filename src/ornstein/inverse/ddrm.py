@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..processes import Level
-from ..solvers import Grid, Solver, Uniform
+from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
@@ -44,10 +44,6 @@ class DDRM(Method):
     @property
     def steps(self) -> int:
         return 20
-
-    @property
-    def grid(self) -> Grid:
-        return Uniform()
 
     def solver(self, measurement: Measurement) -> Solver:
         operator, std = measurement.linear(self), measurement.std(self)
