@@ -221,7 +221,7 @@ class Denoiser(BaseDenoiser):
             c_noise = levels.t if pre is None else pre.coefficients(levels)[3]
         if c_noise.dim() == 1:
             c_noise = c_noise[:, None]
-        times = c_noise.to(device=first.device, dtype=dtype).expand(-1, len(first), *first.shape[1 : c_noise.dim() - 1])
+        times = c_noise.to(device=first.device, dtype=dtype).expand(-1, *first.shape[: c_noise.dim() - 1])
 
         def plain(time: Tensor, x: State) -> Output:
             return net(x, time, *rest)
