@@ -81,7 +81,7 @@ class Path(ABC):
 
     def curvature(self, level: Level) -> Tensor:
         """(sigma^2/alpha) div grad U."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no second derivatives: take pull=0.5")
 
 
 class Believed(Path):
