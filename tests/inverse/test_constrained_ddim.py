@@ -46,7 +46,7 @@ def test_the_bound_is_the_mean_and_the_deviation_of_the_residual(scale: float) -
     y = x0 @ a.mT + e
     miss = ((y @ seen - (level.alpha * x0 + level.sigma * z) @ a.mT) ** 2).sum(1)
     own = [solver(y[:100_000], a, excess=excess) for excess in (0.0, 1.0)]
-    mean, above = (s.bound(level, _Traces.of(s.operator)) for s in own)
+    mean, above = (s.bound(level) for s in own)
     assert abs(float(mean.mean() - miss.mean())) < 5 * float(miss.std()) / math.sqrt(n) + 5 * float(mean.std()) / 300
     assert float((above - mean).mean()) == pytest.approx(float(miss.std()), rel=0.005)
 

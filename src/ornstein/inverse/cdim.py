@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -119,12 +119,11 @@ class Constrained(Solver):
 
     def write(self, table: Writer, grid: Level) -> None:
         check_to_data(self, grid)
-        traces = _Traces.of(self.operator)
         x = table.state
         for t, s in pairwise(grid):
             left = s.sigma / t.sigma
             value = left * x + (s.alpha - left * t.alpha) * table.evaluate(x, t).x0
-            move = partial(self.move, self.bound(s, traces))
+            move = partial(self.move, self.bound(s))
             if not bool((s.sigma > 0).any()):
                 x = table.apply(self.finish(move), value, level=s, on_grid=True)
                 continue
@@ -133,15 +132,21 @@ class Constrained(Solver):
                 pull = table.evaluate(x, s).head("pull").raw
                 x = table.apply(move, x, pull, level=s, on_grid=k + 1 == self.projections)
 
-    def bound(self, level: Level, traces: _Traces) -> Tensor:
+    @cached_property
+    def _known(self) -> tuple[Tensor, ...]:
+        """The traces, and |A x0|^2 and |A^T A x0|^2 as y tells them: no level enters."""
+        rank, square, fourth = (part.to(self.y.device, self.y.dtype) for part in _Traces.of(self.operator))
+        signal = (_square(self.y) - self.std**2 * rank).clamp_min(0)
+        turned = (_square(self.operator.adjoint(self.y)) - self.std**2 * square).clamp_min(0)
+        return rank, square, fourth, signal, turned
+
+    def bound(self, level: Level) -> Tensor:
         """What |y - A x|^2 may be, (batch,): its mean, and `excess` of its standard deviations.
 
         Of v ~ N(m, C), |v|^2 has variance 2 tr C^2 + 4 <m, C m>; here C = std^2 I + sigma^2 A A^T in the range of A.
         """
-        rank, square, fourth = (part.to(self.y.device, self.y.dtype) for part in traces)
+        rank, square, fourth, signal, turned = self._known
         noise, spread, less = self.std**2, (level.sigma**2).to(self.y), ((1 - level.alpha) ** 2).to(self.y)
-        signal = (_square(self.y) - noise * rank).clamp_min(0)  # |A x0|^2 and |A^T A x0|^2, from y
-        turned = (_square(self.operator.adjoint(self.y)) - noise * square).clamp_min(0)
         mean = less * signal + noise * rank + spread * square
         variance = 2 * (noise**2 * rank + 2 * noise * spread * square + spread**2 * fourth)
         return mean + self.excess * (variance + 4 * less * (noise * signal + spread * turned)).sqrt()
