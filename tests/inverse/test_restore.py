@@ -360,6 +360,8 @@ def test_refusals() -> None:
         Covaried(orn.Denoiser(lambda x, t: x, orn.TwoSided()), given, 1.0, 1)
     with pytest.raises(ValueError, match="Corrected is for a process that is a AffineProcess"):
         Corrected(orn.Denoiser(lambda x, t: x, orn.processes.Interpolant()), given, max)
+    with pytest.raises(ValueError, match=r"DDS\(.*\) is for an AffineProcess: Interpolant\(.*\) is none"):
+        restore(orn.Denoiser(lambda x, t: x, orn.processes.Interpolant()), OPERATOR, y, method=DDS(), noise=STD)
     with pytest.raises(ValueError, match="zeta=-1"):
         DPS(-1.0)
     with pytest.raises(ValueError, match="truth has the shape"):

@@ -335,6 +335,10 @@ def test_networks_told_by_entry():
     path = orn.BrownianPath(0, batch=256)
     with pytest.raises(ValueError, match=r"one time a sample: got \(256, 3\)"):
         orn.sample(model, (256, 3), cond={"scale": scale}, grid=grid, solver=orn.DDPM(), seed=path)
+    each = orn.VP().level(torch.linspace(1, 0, 4, dtype=F64)[:, None, None].expand(4, 1, 3))  # as many as samples
+    plain = orn.Denoiser(lambda x, t: x, orn.VP(), "x0")
+    with pytest.raises(ValueError, match=r"one time a sample: got \(1, 3\)"):
+        orn.sample(plain, (3, 3), grid=each, solver=orn.DDPM(), seed=orn.BrownianPath(0, batch=3))
     with pytest.raises(ValueError, match="exact at one level a sample"):
         orn.exact.Gaussian(torch.zeros(3), std=1.0).denoiser(process)(out, grid[0].t, {"scale": scale})
 

@@ -49,12 +49,11 @@ class CDDB(Method):
     def grid(self) -> Grid:
         return Uniform()
 
-    def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
+    def fits(self, model: BaseDenoiser) -> None:
         if not isinstance(model.process, (Reverting, TwoSided)):
             raise ValueError(
                 f"{self!r} is for a model of a direct bridge, such as I2SB() or TwoSided(): got {model.process!r}"
             )
-        super().check(model, measurement)
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator = measurement.linear(self)

@@ -15,7 +15,7 @@ from .._types import Cond
 from ..denoiser import BaseDenoiser
 from ..linops import NoiseModel, Operator
 from ..numerics.tree import check_batch, tree_map
-from ..processes import Level
+from ..processes import AffineProcess, Level
 from ..random import derive, fresh_seed
 from ..solvers import Grid, LogSNR, Samples, Solver, sample
 from ..solvers.reverse_sde import check_falling
@@ -55,8 +55,14 @@ class Method(ABC):
     def solver(self, measurement: Measurement) -> Solver:
         """What steps from noise to data."""
 
+    def fits(self, model: BaseDenoiser) -> None:
+        """Refuse a model that the method is not for: every one is for x_t = alpha x0 + shift + sigma noise."""
+        if not isinstance(model.process, AffineProcess):
+            raise ValueError(f"{self!r} is for an AffineProcess: {model.process!r} is none")
+
     def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
-        """Refuse a model and a measurement that do not fit the method, before anything runs."""
+        """Refuse a model and a measurement that do not fit the method, and run nothing."""
+        self.fits(model)
         self.denoiser(model, measurement)
         self.solver(measurement)
 
@@ -160,7 +166,7 @@ def restore(
     seed = fresh_seed() if seed is None else seed
     measurement, repeated, own = prepared(model, operator, y, noise, count, cond, seed, options)
     with torch.no_grad():
-        method.check(model, measurement)
+        method.fits(model)
         out = method.run(model, measurement, repeated, **own)
         found = out.x.to(y).unflatten(0, (len(y), count))[:, :samples]
         miss = residuals(operator, y, found)

@@ -56,12 +56,12 @@ class PMRF(Method):
     def solver(self, measurement: Measurement) -> Solver:
         return Euler()
 
-    def check(self, model: BaseDenoiser, measurement: Measurement) -> None:
+    def fits(self, model: BaseDenoiser) -> None:
         if not isinstance(model.process, Reverting):
             raise ValueError(f"{self!r} flows from its mean: train a model of indi(), not of {model.process!r}")
 
     def run(self, model: BaseDenoiser, measurement: Measurement, cond: Cond, **options: Any) -> Samples:
-        self.check(model, measurement)
+        self.fits(model)
         assert isinstance(model.process, Reverting)
         if not (cond is None or isinstance(cond, Mapping)):
             raise ValueError(f"cond is a mapping of tensors by name, or None: got {type(cond).__name__}")
