@@ -111,12 +111,19 @@ def test_evaluations_are_counted_with_their_gradients() -> None:
 
 
 def test_no_measurement_gives_the_prior() -> None:
-    """Weights are then equal, guidance nothing: the ancestral steps, resampled by nobody, in another order."""
+    """Weights are then equal, guidance nothing: the model's steps, resampled by nobody, in another order."""
     nothing = linops.Mask(torch.zeros(2, dtype=F64))
     measurement = Measurement(nothing, torch.zeros(16, *nothing.measured, dtype=F64), linops.GaussianNoise(0.5))
     model = WORLD.denoiser(VP)
-    plain = orn.sample(model, (16, 2), solver=orn.DDIM(eta=1.0), steps=8, seed=5, dtype=F64).x
-    for method in (TDS(16), TDS(16, twist="moments"), AFDPS(16), AFDPS(16, pull=1.0)):
+    ancestral, second = orn.DDIM(eta=1.0), orn.SDEDPMSolverPP(2)
+    for method, solver in (
+        (TDS(16, order=1), ancestral),
+        (TDS(16), second),
+        (TDS(16, twist="moments"), second),
+        (AFDPS(16), ancestral),
+        (AFDPS(16, pull=1.0), ancestral),
+    ):
+        plain = orn.sample(model, (16, 2), solver=solver, steps=8, seed=5, dtype=F64).x
         out: Any = method.run(model, measurement, None, steps=8, seed=5, dtype=F64)
         assert isinstance(out, Population)
         assert out.ess is not None

@@ -39,6 +39,55 @@ class Split(NamedTuple):
     rest: Tensor | None
 
 
+class Apart(NamedTuple):
+    """v_k = x - alpha mu_k, told by its coordinates on the bases and its square; see `Products`."""
+
+    coords: Tensor
+    square: Tensor
+    x: Tensor
+    alpha: Tensor
+
+
+class Products:
+    """v_k = x - alpha mu_k for x (b, d) and alpha () or (b, 1, 1), with nothing made of the size (b, k, d):
+
+        Q_k^T v_k = Q_k^T x - alpha Q_k^T mu_k,      |v_k|^2 = |x|^2 - 2 alpha x . mu_k + alpha^2 |mu_k|^2
+
+    The work is in products of matrices. A square has lost the digits by which |x|^2 exceeds it.
+    """
+
+    def __init__(self, means: Tensor, covariance: Covariance) -> None:
+        k, d = means.shape
+        basis = means.new_zeros(k, d, 0) if covariance.basis is None else covariance.basis
+        self.means, self.squares, self.whole = means, (means**2).sum(-1), covariance.rank == d
+        self.frame, self.origin = basis.permute(1, 0, 2).flatten(1), torch.einsum("kd,kdr->kr", means, basis)
+
+    def apart(self, x: Tensor, alpha: Tensor) -> Apart:
+        coords = (x @ self.frame).reshape(*x.shape[:-1], *self.origin.shape) - alpha * self.origin
+        alpha = alpha.squeeze(-1) if alpha.dim() else alpha
+        if self.whole:
+            return Apart(coords, x[..., :0], x, alpha)
+        square = (x**2).sum(-1, keepdim=True) - 2 * alpha * (x @ self.means.mT) + alpha**2 * self.squares
+        return Apart(coords, square, x, alpha)
+
+    def quadratic(self, spectrum: Spectrum, v: Apart) -> Tensor:
+        """v_k^T f(C_k) v_k, (b, k)."""
+        inside, outside = spectrum
+        if self.whole:
+            return (inside * v.coords**2).sum(-1)
+        return ((inside - outside) * v.coords**2).sum(-1) + outside.squeeze(-1) * v.square
+
+    def mix(self, weights: Tensor, spectrum: Spectrum, v: Apart) -> Tensor:
+        """sum_k weights_k f(C_k) v_k, (b, d)."""
+        inside, outside = spectrum
+        inner = inside if self.whole else inside - outside
+        total = (weights[..., None] * inner * v.coords).flatten(-2) @ self.frame.mT
+        if self.whole:
+            return total
+        outer = weights * outside.squeeze(-1)
+        return total + outer.sum(-1, keepdim=True) * v.x - v.alpha * (outer @ self.means)
+
+
 class Covariance:
     """C_k = floor_k I + Q_k diag(values_k - floor_k) Q_k^T for k components in d dimensions.
 

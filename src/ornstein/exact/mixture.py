@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._extras import require
-from .covariance import Covariance, Spectrum, Split, column, over
+from .covariance import Apart, Covariance, Products, Spectrum, Split, column, over
 from .world import Law, World
+
+_DIGITS = 1e5  # what |x|^2 may exceed a component's variance by
 
 
 class GaussianMixture(World):
@@ -48,7 +51,7 @@ class GaussianMixture(World):
         super().__init__(len(means), means.shape[1:], dtype, labels, weights)
         self.means = _double("means", means).reshape(len(means), self.dim)
         self.covariance = self._covariance(stds, covs, factors)
-        self._casts: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Covariance]] = {}
+        self._casts: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Covariance, Products]] = {}
 
     def _covariance(self, stds: Tensor | float | int | None, covs: Tensor | None, factors: Tensor | None) -> Covariance:
         k, d = self.means.shape
@@ -125,13 +128,14 @@ class GaussianMixture(World):
         widest = torch.cat([self.covariance.values.flatten(), self.covariance.floor]).max().sqrt()
         return max(float(self.means.abs().max()), float(widest)) or 1.0
 
-    def _cast(self, like: Tensor) -> tuple[Tensor, Covariance]:
+    def _cast(self, like: Tensor) -> tuple[Tensor, Covariance, Products]:
         """Means and bases in the dtype and on the device of `like`, made once."""
         key = (like.dtype, like.device)
         if key not in self._casts:
             with torch.inference_mode(False):  # what is kept must serve gradients too
                 means = self.means.to(device=key[1], dtype=key[0])
-                self._casts[key] = (means, self.covariance.to(means))
+                covariance = self.covariance.to(means)
+                self._casts[key] = (means, covariance, Products(means, covariance))
         return self._casts[key]
 
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
@@ -198,7 +202,7 @@ class _MixtureLaw(Law):
         self, world: GaussianMixture, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None
     ) -> None:
         self.world = world
-        self.means, self.cov_cast = world._cast(like)
+        self.means, self.cov_cast, self._products = world._cast(like)
         # one level for all, or one a sample in front of (k, r)
         self.alpha, self.sigma = (_wide(c.to("cpu", torch.float64)) for c in (alpha, sigma))
         self._alpha = self.alpha if self.alpha.dim() == 0 else self.alpha.to(like)
@@ -209,6 +213,7 @@ class _MixtureLaw(Law):
         least = world.scale**2 * (1e-200 if like.dtype == torch.float64 else 1e-24)
         s = Spectrum(*(part.clamp_min(least) for part in s))
         self._precision = Spectrum(*(1 / part for part in s)).to(like)
+        self._by_products = self._told_by_products(s)
         log_terms = world.log_weights - world.covariance.log_volume(s) / 2 - world.dim / 2 * math.log(2 * math.pi)
         if label is not None:
             host = label.cpu()[:, None]
@@ -218,41 +223,63 @@ class _MixtureLaw(Law):
         self._log_terms = (log_terms - base).to(like)
         self._base = (base.squeeze(-1) - world._log_mass(label)).to(like)
 
+    def _told_by_products(self, s: Spectrum) -> bool:
+        """Whether squares of differences may be made from products: where no component is so narrow, beside where the
+        states are, that it would cost more than five digits. Along axes (a diagonal covariance) there is no basis."""
+        world = self.world
+        if world.covariance.rank == world.dim:
+            return world.covariance.basis is not None
+        reach = self.alpha**2 * world.dim * world.scale**2 + world.dim * self.sigma**2
+        return bool((reach <= _DIGITS * s.outside).all())
+
     def _filter(self, a: Tensor | float, c: Tensor | float) -> Spectrum:
         """a alpha C S^-1 - c S^-1: what a E[x0 | x] + c score does to the residual of a component."""
         values, floor = self.world.covariance.values, self.world.covariance.floor[:, None]
         inside, outside = ((a * self.alpha * part - c) for part in (values, floor))
         return Spectrum(inside / self._divisor.inside, outside / self._divisor.outside).to(self.means)
 
-    def _terms(self, x: Tensor) -> tuple[Tensor, Split]:
-        split = self.cov_cast.split(x[:, None] - self._alpha * self.means)
-        return self._log_terms - self.cov_cast.quadratic(self._precision, split) / 2, split
+    def _split(self, x: Tensor) -> Split:
+        return self.cov_cast.split(x[:, None] - self._alpha * self.means)
+
+    def _terms(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Spectrum], Tensor]]:
+        """The log of each share, up to the common part, and mix(r, f) = sum_k r_k f(C_k) (xc - alpha mu_k)."""
+        if self._by_products:
+            apart = self._products.apart(x, self._alpha)
+            quadratic, mix = self._products.quadratic(self._precision, apart), partial(_mix, self._products, apart)
+        else:
+            split = self._split(x)
+            quadratic, mix = self.cov_cast.quadratic(self._precision, split), partial(_mix, self.cov_cast, split)
+        return self._log_terms - quadratic / 2, mix
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        terms, split = self._terms(x)
+        terms, mix = self._terms(x)
         r = terms.softmax(-1)
-        x0 = r @ self.means + self.cov_cast.mix(r, self._filter(1.0, 0.0), split)
-        return x0, self.cov_cast.mix(r, self._filter(0.0, 1.0), split)
+        return r @ self.means + mix(r, self._filter(1.0, 0.0)), mix(r, self._filter(0.0, 1.0))
 
     def combine(self, a: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
         return partial(self._combined, column(a, self.means), self._filter(_wide(a), _wide(c)))
 
     def _combined(self, a: Tensor, spectrum: Spectrum, x: Tensor) -> Tensor:
-        terms, split = self._terms(x)
+        terms, mix = self._terms(x)
         r = terms.softmax(-1)
-        return a * (r @ self.means) + self.cov_cast.mix(r, spectrum, split)
+        return a * (r @ self.means) + mix(r, spectrum)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return self._terms(x)[0].logsumexp(-1) + self._base
 
     def cov(self, x: Tensor) -> Tensor:
-        terms, split = self._terms(x)
-        r = terms.softmax(-1)
-        means = self.means + self.cov_cast.join(self._filter(1.0, 0.0), split)
+        r = self._terms(x)[0].softmax(-1)
+        means = self.means + self.cov_cast.join(self._filter(1.0, 0.0), self._split(x))
         apart = means - torch.einsum("bk,bkd->bd", r, means)[:, None]
         rest = self.world.covariance.dense(lambda c: over(self.sigma**2 * c, self.alpha**2 * c + self.sigma**2)).to(x)
         within = torch.einsum("bk,kde->bde" if rest.dim() == 3 else "bk,bkde->bde", r, rest)
         return within + torch.einsum("bk,bkd,bke->bde", r, apart, apart)
+
+
+def _mix(way: Any, v: Apart | Split, weights: Tensor, spectrum: Spectrum) -> Tensor:
+    """sum_k weights_k f(C_k) v_k."""
+    mixed: Tensor = way.mix(weights, spectrum, v)
+    return mixed
 
 
 def measurement(

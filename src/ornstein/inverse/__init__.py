@@ -12,6 +12,7 @@ from .diffpir import DiffPIR
 from .direct_bridge import DirectBridge
 from .dps import DPS
 from .enkg import EnKG
+from .langevin import Langevin
 from .mcg import MCG
 from .measurement import Measurement
 from .method import Method, Restored, restore
@@ -49,6 +50,7 @@ __all__ = [
     "EnKG",
     "Family",
     "Fitted",
+    "Langevin",
     "Measured",
     "Measurement",
     "Method",

@@ -16,13 +16,12 @@ from ..processes import GaussianProcess, Level, broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Register, Writer
+from .curvature import curvature, length
 from .measurement import Measurement
 from .method import Method, check_positive
 from .posterior import Corrected
 
 _INNER = ("auto", "exact", "langevin")
-# of power iteration, which from noise finds most of the largest curvature: `step` is half of what is stable
-_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -176,20 +175,7 @@ class _Langevin(_Inner):
         return u
 
     def _length(self, r2: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """h, the largest eigenvalue of J^T F J by power iteration from v: J of A at u, F = -d^2 log p(y | A)/dA^2."""
-        noise, y = self.measurement.noise, self.measurement.y
-        with torch.enable_grad():
-            u = u.detach().requires_grad_()
-            clean = self.measurement.operator(u)
-            weight = torch.zeros_like(clean, requires_grad=True)
-            (back,) = torch.autograd.grad(clean, u, weight, create_graph=True)
-            own = clean.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(noise.log_prob(y, own).sum(), own, create_graph=True)
-            for _ in range(_ITERATIONS):
-                (seen,) = torch.autograd.grad(back, weight, v / _norm(v), retain_graph=True)
-                (bent,) = torch.autograd.grad(slope, own, seen, retain_graph=True)
-                (v,) = torch.autograd.grad(clean, u, bent, retain_graph=True)
-        return (self.step / (1 / broadcast(r2, u) + _norm(v))).expand_as(u)
+        return (self.step / (1 / broadcast(r2, u) + curvature(self.measurement, u, v))).expand_as(u)
 
     def _move(self, r2: Tensor, u: Tensor, m: Tensor, h: Tensor, z: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -199,10 +185,4 @@ class _Langevin(_Inner):
         r2 = broadcast(r2, u)
         drift = h * (slope - (u - m) / r2)
         longest = (r2 * u[0].numel()) ** 0.5
-        return u + drift * (longest / _norm(drift)).clamp_max(1) + torch.sqrt(2 * h) * z
-
-
-def _norm(v: Tensor) -> Tensor:
-    """The length of each sample, as it multiplies one."""
-    length: Tensor = v.flatten(1).norm(dim=1)
-    return length.clamp_min(torch.finfo(v.dtype).tiny).reshape(-1, *(1,) * (v.dim() - 1))
+        return u + drift * (longest / length(drift)).clamp_max(1) + torch.sqrt(2 * h) * z
