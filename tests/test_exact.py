@@ -335,6 +335,21 @@ def test_empirical_is_the_limit_of_narrow_mixtures():
             assert (one.posterior_cov(x, process, t) - two.posterior_cov(x, process, t)).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("std", [0.3, 1e-3])
+def test_a_mixture_is_accurate_in_float32_whatever_its_width(std: float):
+    """Where a component is narrow beside where it is, |x|^2 has lost the digits of |x - mu|^2: two that lie four
+    deviations apart, under noise of one, share the states between them as they do in float64, to 1e-3. Products of
+    matrices, which serve the wide, would be off by more than 0.01 for the narrow."""
+    means = (0.3 + randn(1, 16)).repeat(2, 1).double()
+    means[1] += std  # in 16 coordinates four deviations
+    denoiser, process = GaussianMixture(means, std).denoiser(VP()), VP()
+    level = process.level(process.time(-2 * torch.tensor(std, dtype=F64).log()))
+    apart = means[1] - means[0]
+    x = (level.alpha * (means[:1] + torch.linspace(0, 1, 9, dtype=F64)[:, None] * apart)).float()
+    single, truth = (((denoiser(v, level).x0.double() - means[0]) @ apart / (apart @ apart)) for v in (x, x.double()))
+    assert float((single - truth).abs().max()) < 1e-3
+
+
 def test_empirical_is_accurate_in_float32_at_small_noise():
     """Where |x|^2 / sigma^2 has lost its digits, the differences have not. The data are about 1, sigma is 0.002."""
     data = (1 + 0.001 * randn(64, 48)).float().double()  # the same points for both

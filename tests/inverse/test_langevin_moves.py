@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein import linops
-from ornstein.inverse import DPS, TDS, Langevin, Measurement, Method, restore
+from ornstein.inverse import DPS, MMPS, TDS, Langevin, Measurement, Method, restore
 from worlds import F64, ring
 
 VP = orn.VP()
@@ -251,5 +251,8 @@ def test_measurements_are_refused_before_anything_runs() -> None:
     blind = linops.BlackBox(lambda u: u[:, :1], (2,), (1,))
     with pytest.raises(ValueError, match="has no gradient, which"):
         restore(model, blind, Y, method=method, noise=0.1)
+    bent = Measurement(linops.Function(lambda u: u[:, :1] ** 2, (2,), (1,)), Y, linops.GaussianNoise(0.1))
+    with pytest.raises(ValueError, match=r"MMPS\(.*is for linear operators"):
+        Langevin(MMPS()).check(model, bent)
     with pytest.raises(ValueError, match="nfe=5: the moves take 5, which leaves"):
         restore(model, LINE, Y, method=method, noise=0.1, nfe=5)

@@ -19,7 +19,8 @@ from ..solvers import Solver
 from ..solvers.table import Writer
 from .measurement import Measurement
 from .method import check_to_data
-from .population import Plain, Populated, at_least, believed, share, spread_out
+from .population import Populated, at_least, believed, share, spread_out
+from .posterior import Plain
 
 
 @dataclass(frozen=True)

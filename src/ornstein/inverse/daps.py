@@ -19,7 +19,7 @@ from ..solvers.table import Register, Writer
 from .curvature import curvature, length
 from .measurement import Measurement
 from .method import Method, check_positive
-from .posterior import Corrected
+from .posterior import Plain
 
 _INNER = ("auto", "exact", "langevin")
 
@@ -77,7 +77,7 @@ class DAPS(Method):
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         if not isinstance(model.process, GaussianProcess):
             raise ValueError(f"{self!r} is for a GaussianProcess: {model.process!r} is none")
-        return Corrected(model, measurement, lambda x0, level: x0)
+        return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
         operator, noise = measurement.operator, measurement.noise

@@ -17,7 +17,7 @@ from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
 from .method import Method, check_positive
-from .population import Plain
+from .posterior import Plain
 
 CORRECTIONS = ("posterior", "published")
 

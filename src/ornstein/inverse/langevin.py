@@ -19,7 +19,7 @@ from ..solvers.table import Writer
 from .curvature import curvature
 from .measurement import Measurement
 from .method import Method, check_positive
-from .population import Plain
+from .posterior import Plain
 from .tds import TDS
 
 

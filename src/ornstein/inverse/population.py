@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from ..solvers import ParticleFilter, Samples, resample
 from ..solvers.loop import Moment
 from .measurement import Measurement
 from .method import Method
-from .posterior import Measured
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,6 @@ class Population(Samples):
 
     ess: Tensor | None = None
     log_evidence: Tensor | None = None
-
-
-class Plain(Measured):
-    """The model's own x0."""
-
-    def answer(self, x0: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
-        return x0(x)
 
 
 class Weighed(ParticleFilter):

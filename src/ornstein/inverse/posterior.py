@@ -61,6 +61,13 @@ class Measured(Wrapped):
         return process.level(t)
 
 
+class Plain(Measured):
+    """The model's own x0, for solvers that know the measurement themselves."""
+
+    def answer(self, x0: Callable[[Tensor], Tensor], level: Level, x: Tensor) -> Tensor:
+        return x0(x)
+
+
 class Corrected(Measured):
     """x0' = correct(x0, level): an estimate made to agree with the measurement."""
 

@@ -19,7 +19,7 @@ from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
 from .method import Method, check_positive
-from .posterior import Corrected
+from .posterior import Plain
 
 _ORDERS = ("falling", "spread")
 _FIRST, _SECOND = 0.9, 0.99  # what Adam keeps of its two means
@@ -75,7 +75,7 @@ class REDDiff(Method):
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         if not isinstance(model.process, GaussianProcess):
             raise ValueError(f"{self!r} is for a GaussianProcess: {model.process!r} is none")
-        return Corrected(model, measurement, lambda x0, level: x0)
+        return Plain(model, measurement)
 
     def solver(self, measurement: Measurement) -> Solver:
         operator, noise, y = measurement.operator, measurement.noise, measurement.y
