@@ -131,12 +131,12 @@ def trained(scale: float = 3.0, labels: Tensor | None = None, starts: int = 512)
     return world(own, (64,), starts, 1024, torch.arange(10) if labels is None else labels)
 
 
-def saved(folder: str) -> World:
+def saved(folder: str, starts: int) -> World:
     """The network of a run of `ornstein train`, of images."""
     run = Run.open(folder)
     model, event = run.model(), tuple(run.config.event)
     labels = torch.arange(run.config.labels) if run.config.labels else None
-    return world(model, event, 64, 64, labels, fine=48)
+    return world(model, event, starts, starts, labels, fine=48)
 
 
 def fine(own: World, z: Tensor, first: float, last: float, cond: Any) -> Tensor:
@@ -306,7 +306,7 @@ def said(row: dict[str, Any]) -> str:
 
 
 def compare(
-    name: str, own: World, budgets: tuple[int, ...], with_peers: bool, limit: int | None
+    name: str, own: World, budgets: tuple[int, ...], with_peers: bool, limit: int | None, from_best: bool
 ) -> Iterator[dict[str, Any]]:
     """A row for each budget."""
     for nfe in budgets:
@@ -317,7 +317,7 @@ def compare(
         begun = time.perf_counter()
         # begun with what `tune` finds itself, and with the best of the opponents that are of the form
         start = next((named[n] for n in order if n in named and _fits(named[n], nfe)), None)
-        begins = [None] if start is None else [None, start]
+        begins = [None] if start is None else [start] if from_best else [None, start]
         made = [tune(own.model, nfe=nfe, lessons=own.tuning, start=begin, evaluations=limit) for begin in begins]
         tuned = min(made, key=lambda t: own.tuning.endpoint_error(t.table))
         row = {
@@ -434,6 +434,8 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="*", help="words in the names of worlds, all by default, none without a word")
     parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS)
     parser.add_argument("--mnist", help="the folder of a run of `ornstein train`")
+    parser.add_argument("--starts", type=int, default=64, help="of that network, to tune on and as many to judge on")
+    parser.add_argument("--from-best", action="store_true", help="begin with the best opponent alone: it is cheaper")
     parser.add_argument("--evaluations", type=int, help="bound on the network evaluations of one tuning")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--also", action="store_true", help="the guard, and tables where they were not tuned")
@@ -448,7 +450,7 @@ def main() -> None:
             for names in (("ratio", "low", "high"), ("distribution_ratio", "distribution_low", "distribution_high")):
                 print(f"{names[0]}\n{markdown(kept.get(part, []), *names)}\n")
         return
-    made = {**WORLDS, **({"MNIST": lambda: saved(arguments.mnist)} if arguments.mnist else {})}
+    made = {**WORLDS, **({"MNIST": lambda: saved(arguments.mnist, arguments.starts)} if arguments.mnist else {})}
     order = {world: i for i, world in enumerate([*WORLDS, "MNIST"])}
 
     def keep(part: str, new: dict[str, Any]) -> None:
@@ -460,7 +462,8 @@ def main() -> None:
     budgets = tuple(arguments.budgets)
     for name, make in made.items():
         if arguments.worlds is None or any(word in name for word in arguments.worlds):
-            for new in compare(name, make(), budgets, not arguments.no_peers, arguments.evaluations):
+            options = not arguments.no_peers, arguments.evaluations, arguments.from_best
+            for new in compare(name, make(), budgets, *options):
                 keep("rows", new)
     for new in (row for rows in (guard, elsewhere) for row in rows(budgets)) if arguments.also else ():
         print(said(new), flush=True)
