@@ -478,6 +478,7 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
     parser.add_argument("--methods", nargs="+", default=["exact", *ENTRIES], choices=["exact", *ENTRIES])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--operators", nargs="+", help="of all by default")
     parser.add_argument("--table", action="store_true")
     chosen = parser.parse_args()
     if chosen.table:
@@ -488,6 +489,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for world in chosen.worlds:
         for cell in cells(world):
+            if chosen.operators and cell.operator not in chosen.operators:
+                continue
             base = {"world": world, "operator": cell.operator, "std": cell.std}
             results = load()
             if not any(all(r[k] == v for k, v in base.items()) for r in results["power"]):
@@ -516,35 +519,82 @@ def main() -> None:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """A table for each world: every method and setting, medians over its cells, and how many cells it passes."""
-    lines: list[str] = []
-    powers = {(r["world"], r["operator"], r["std"]): r for r in results["power"]}
-    for world in WORLDS:
-        rows = [r for r in results["rows"] if r["world"] == world and "c2st" in r]
-        if not rows:
-            continue
+    """A table to choose from, a column a world, and then one for each world with all that was measured."""
+    powers = {(r["world"], r["operator"], r["std"]): r["power"] for r in results["power"]}
+    worlds = [w for w in WORLDS if any(r["world"] == w and "c2st" in r for r in results["rows"])]
+    lines = [
+        "| method | evaluations | of them gradients | " + " | ".join(worlds) + " |",
+        "|---" * (3 + len(worlds)) + "|",
+    ]
+    for name, setting in _settings():
+        cells, spent = [], []
+        for world in worlds:
+            own = _rows(results, world, name, setting)
+            spent += [r["evaluations"] for r in own if "evaluations" in r]
+            judged = [r for r in own if powers[r["world"], r["operator"], r["std"]]]
+            passed = sum(not r["detected"] for r in judged)
+            cells.append(f"{_median([r['c2st'] for r in own]):.3f}, {passed} of {len(judged)}" if own else "")
+        if any(cells) and (name == "exact" or (spent and ENTRIES[name].claims)):
+            counts = f"{_range(spent)} | {gradients(name):.0%}" if spent else " | "
+            lines.append(f"| {name} | {counts} | {' | '.join(cells)} |")
+    for world in worlds:
         lines += [
-            f"\n**{world}**\n",
-            "| method | evaluations | mean | covariance | C2ST | passes | coverage of 90 % | calibrated |",
-            "|---|---|---|---|---|---|---|---|",
+            f"\n## {world}\n",
+            "| method | evaluations | mean | covariance | C2ST | passes | coverage of 90 % | calibrated | ESS |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
-        for name in ["exact", *ENTRIES]:
-            for setting in SETTINGS:
-                own = [r for r in rows if r["method"] == name and r["setting"] == setting]
-                own = [r for r in own if r["operator"] not in ("|A x|", "clipping")]
-                if not own:
-                    continue
-                judged = [r for r in own if powers[r["world"], r["operator"], r["std"]]["power"]]
-                passed = sum(not r["detected"] for r in judged)
-                cover = [r["coverage"] for r in own if "coverage" in r]
-                calm = sum(r["calibration_p"] > LEVEL for r in own if "calibration_p" in r)
-                lines.append(
-                    f"| {name} | {_median([r.get('evaluations', 0) for r in own]):.0f} | "
-                    f"{_median([r['mean'] for r in own]):.3f} | {_median([r['covariance'] for r in own]):.3f} | "
-                    f"{_median([r['c2st'] for r in own]):.3f} | {passed} of {len(judged)} | "
-                    + (f"{_median(cover):.2f} | {calm} of {len(cover)} |" if cover else "| |")
-                )
+        for name, setting in _settings():
+            own = _rows(results, world, name, setting)
+            if not own:
+                continue
+            judged = [r for r in own if powers[r["world"], r["operator"], r["std"]]]
+            passed = sum(not r["detected"] for r in judged)
+            cover = [r["coverage"] for r in own if "coverage" in r]
+            calm = sum(r["calibration_p"] > LEVEL for r in own if "calibration_p" in r)
+            ess = [r["ess"] for r in own if "ess" in r]
+            figures = [f"{_median([r[key] for r in own]):.3f}" for key in ("mean", "covariance", "c2st")]
+            told = f"{_median(cover):.2f} | {calm} of {len(cover)}" if cover else " | "
+            weight = f"{min(ess):.0f} to {max(ess):.0f}" if ess else ""
+            spent = _range([r.get("evaluations", 0) for r in own])
+            lines.append(
+                f"| {name} | {spent} | {' | '.join(figures)} | {passed} of {len(judged)} | {told} | {weight} |"
+            )
     return "\n".join(lines)
+
+
+def gradients(name: str) -> float:
+    """The share of a method's evaluations that are gradient passes through the network."""
+    prior, event = gaussian_2d(), (2,)
+    method = ENTRIES[name].make(1.0, 2, 100)
+    if isinstance(method, inverse.Langevin):  # half of its evaluations are moves, without gradients
+        return 0.5 * _passes(method.begin, prior, event)
+    return _passes(method, prior, event)
+
+
+def _passes(method: Any, prior: orn.exact.GaussianMixture, event: tuple[int, ...]) -> float:
+    identity = linops.Matrix(torch.eye(2, dtype=F64))
+    measurement = inverse.Measurement(identity, torch.zeros(1, *event, dtype=F64), linops.GaussianNoise(0.1))
+    passes = getattr(method.denoiser(prior.denoiser(PROCESS), measurement), "passes", 0)
+    return passes / (1 + passes)
+
+
+def _settings() -> Iterator[tuple[str, str]]:
+    yield "exact", "accurate"
+    for name in ENTRIES:
+        for setting in SETTINGS:
+            yield name, setting
+
+
+def _rows(results: dict[str, Any], world: str, name: str, setting: str) -> list[dict[str, Any]]:
+    """Of the linear cells."""
+    wanted = {"world": world, "method": name, "setting": setting}
+    own = [r for r in results["rows"] if wanted.items() <= r.items() and "c2st" in r]
+    return [r for r in own if r["operator"] not in ("|A x|", "clipping")]
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _median(values: list[float]) -> float:

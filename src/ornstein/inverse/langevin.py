@@ -86,7 +86,7 @@ class Langevin(Method):
     def run(
         self, model: BaseDenoiser, measurement: Measurement, cond: Cond, *, seed: Any = None, **options: Any
     ) -> Samples:
-        self.check(model, measurement)
+        plain, solver = self.denoiser(model, measurement), self.solver(measurement)  # what they refuse, at once
         if (nfe := options.get("nfe")) is not None:
             if nfe <= self.moves:
                 raise ValueError(f"nfe={nfe}: the moves take {self.moves}, which leaves {self.begin!r} none")
@@ -100,9 +100,9 @@ class Langevin(Method):
         start = process.corrupt(x0, t, cond=cond, seed=own)
         kept = {name: options[name] for name in ("dtype", "device", "progress", "debug") if name in options}
         moved = sample(
-            self.denoiser(model, measurement),
+            plain,
             x_init=start.x,
-            solver=self.solver(measurement),
+            solver=solver,
             grid=torch.stack([t, torch.zeros_like(t)]),
             cond=cond,
             seed=[derive(s, "move") for s in own] if isinstance(own, list) else derive(own, "move"),
