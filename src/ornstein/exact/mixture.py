@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._extras import require
-from .covariance import Apart, Covariance, Products, Spectrum, Split, column, over
+from .covariance import Covariance, Products, Spectrum, Split, column, over
 from .world import Law, World
 
 _DIGITS = 1e5  # what |x|^2 may exceed a component's variance by
@@ -244,12 +243,12 @@ class _MixtureLaw(Law):
     def _terms(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Spectrum], Tensor]]:
         """The log of each share, up to the common part, and mix(r, f) = sum_k r_k f(C_k) (xc - alpha mu_k)."""
         if self._by_products:
-            apart = self._products.apart(x, self._alpha)
-            quadratic, mix = self._products.quadratic(self._precision, apart), partial(_mix, self._products, apart)
-        else:
-            split = self._split(x)
-            quadratic, mix = self.cov_cast.quadratic(self._precision, split), partial(_mix, self.cov_cast, split)
-        return self._log_terms - quadratic / 2, mix
+            products, apart = self._products, self._products.apart(x, self._alpha)
+            terms = self._log_terms - products.quadratic(self._precision, apart) / 2
+            return terms, lambda r, f: products.mix(r, f, apart)
+        covariance, split = self.cov_cast, self._split(x)
+        terms = self._log_terms - covariance.quadratic(self._precision, split) / 2
+        return terms, lambda r, f: covariance.mix(r, f, split)
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         terms, mix = self._terms(x)
@@ -274,12 +273,6 @@ class _MixtureLaw(Law):
         rest = self.world.covariance.dense(lambda c: over(self.sigma**2 * c, self.alpha**2 * c + self.sigma**2)).to(x)
         within = torch.einsum("bk,kde->bde" if rest.dim() == 3 else "bk,bkde->bde", r, rest)
         return within + torch.einsum("bk,bkd,bke->bde", r, apart, apart)
-
-
-def _mix(way: Any, v: Apart | Split, weights: Tensor, spectrum: Spectrum) -> Tensor:
-    """sum_k weights_k f(C_k) v_k."""
-    mixed: Tensor = way.mix(weights, spectrum, v)
-    return mixed
 
 
 def measurement(
