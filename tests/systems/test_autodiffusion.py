@@ -1,10 +1,12 @@
 """AutoDiffusion: evolution finds times whose samples have the right law, by any distance between laws."""
 
 import itertools
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
+from torch import nn
 
 import ornstein as orn
 from orders import WORLDS
@@ -14,6 +16,8 @@ from ornstein.tuning.autodiffusion import AutoDiffusion
 from ornstein.tuning.evolution import evolve
 from ornstein.tuning.found import Judge, compiled
 from ornstein.tuning.lessons import teach
+from ornstein.tuning.objectives import Endpoint
+from ornstein.tuning.skipping import Skipping, residual_blocks
 from worlds import F64, ring
 
 PROCESS = orn.VP()
@@ -119,3 +123,74 @@ def test_refusals():
         AutoDiffusion().search(lessons, 101)
     with pytest.raises(ValueError, match="mutation=0"):
         AutoDiffusion(mutation=0.0)
+
+
+class Window(nn.Module):
+    """h + w(t) d, w a hat about its place: idle where t is further away than 1/4. The product with the matrix stands
+    for the work of a block, and is what the share of multiply-adds is counted from."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place, self.matrix = place, nn.Parameter(torch.eye(2, dtype=F64))
+
+    def forward(self, h, t, d):
+        w = (1 - 4 * (t[:, None] - self.place).abs()).clamp(min=0)
+        return h + w * (d @ self.matrix)
+
+
+class Windows(nn.Module):
+    """The exact x0 of a world of modes of one width, x + sum_k w_k(t) (x0 - x), in five blocks, of which one or two
+    have something to say at any time."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.means, self.weights, self.var = world.means, world.weights, 0.15**2
+        self.blocks = nn.ModuleList(Window(k / 4) for k in range(5))
+
+    def forward(self, x, t):
+        level = PROCESS.level(t)
+        alpha, var = (v[:, None, None] for v in (level.alpha, level.alpha**2 * self.var + level.sigma**2))
+        apart = x[:, None] - alpha * self.means
+        r = (self.weights.log() - (apart**2).sum(2) / (2 * var[..., 0])).softmax(1)[..., None]
+        x0 = (r * (self.means + alpha * self.var / var * apart)).sum(1)
+        h = x
+        for block in self.blocks:
+            h = block(h, t, x0 - x)
+        return h
+
+
+@pytest.mark.system("autodiffusion", rival="uniform and quadratic times; as many blocks at random; times alone")
+def test_joint():
+    """Within four evaluations of a network whose blocks are idle most of the time: on each of 5 fresh sets of starts
+    times and blocks found together are better than uniform and quadratic times and those found alone, all for the
+    whole network, and than as many blocks left out at random (each of 5 draws), to equal multiply-adds. The truth is
+    the world's own flow. Of five sets alike, so long a run has probability 1/32 by chance, for each rival."""
+    world = ring()
+    model = orn.Denoiser(Windows(world), PROCESS, "x0")
+    x = PROCESS.prior((200, 2), seed=0, dtype=F64)
+    for t in (0.99, 0.4, 0.1):
+        torch.testing.assert_close(model(x, t).x0, world.denoiser(PROCESS)(x, t).x0)
+    lessons = teach(model, (128, 2), seed=1, dtype=F64, steps=20)
+    blocks = residual_blocks(model, x[:2])
+    assert blocks == {f"net.blocks.{k}": 0.2 for k in range(5)}
+    found = AutoDiffusion(population=6, generations=2, parents=4).joint(lessons, 6, blocks, 4.0, Endpoint().value)
+    assert 4 < found.table.nfe <= 6
+    assert found.full == pytest.approx(sum(found.denoiser.shares(found.table.levels)))
+    assert found.full <= 4 + 1e-9
+    rng, times = Random(3), found.grid.schedules[0]
+    random = []
+    for _ in range(5):
+        gone = {t: set(rng.sample(sorted(blocks), len(names))) for t, names in found.denoiser.plan.items()}
+        random.append(Skipping(model, blocks, gone))
+        assert sum(random[-1].shares(found.table.levels)) == pytest.approx(found.full)
+    for seed in range(5):
+        fresh = teach(model, (300, 2), seed=100 + seed, dtype=F64, steps=20)
+
+        def error(model, times, fresh=fresh):
+            return replace(fresh, denoiser=model).endpoint_error(compiled(orn.DDIM(), PROCESS, times))
+
+        own = error(found.denoiser, times)
+        whole = [grid(PROCESS, 4).t.tolist() for grid in (orn.Uniform(), Quadratic())]
+        rivals = [error(model, grid) for grid in (*whole, found.alone.grid.schedules[0])]
+        rivals += [error(other, times) for other in random]
+        assert own < min(rivals), (own, rivals)

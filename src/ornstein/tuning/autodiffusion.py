@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import pairwise
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..processes import Level
 from ..solvers.ddim import DDIM
@@ -19,22 +18,28 @@ from .found import Fitness, Found, Judge, compiled
 from .lessons import Lessons
 from .objectives import Distribution
 from .skipping import Skipping
-_DRAWN = 4
 
-Steps: TypeAlias = tuple[tuple[int, frozenset[str]], ...]
+_NEAR = 1e-9
+
+Steps: TypeAlias = Mapping[int, frozenset[str]]
 """Where each step begins, an index of the fine grid, and the blocks that it leaves out."""
+
+Genome: TypeAlias = tuple[tuple[int, frozenset[str]], ...]
+"""The same in order."""
 
 
 @dataclass(frozen=True)
 class Joint(Found):
     """Times, and the blocks that each step leaves out; it runs as `sample(found.denoiser, shape, table=found.table)`.
 
-    denoiser: the model without those blocks; `denoiser.plan` names them by time.
-    full: what a run computes, in evaluations of the whole model.
+    denoiser: the model without those blocks; `denoiser.plan` has them by time.
+    full: what a run computes, in evaluations of the whole model; `evaluations` counts all of the search's as whole.
+    alone: the times that the search without blocks found for the same budget.
     """
 
     denoiser: Skipping = field(compare=False)
     full: float
+    alone: Found
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class AutoDiffusion:
         population: subsets judged a generation; generations: how many; parents: the best that have children.
         mutation: the probability with which a child's time is drawn anew.
 
-    `joint` also searches which blocks of the network each step leaves out, so that more steps fit into the budget.
+    `joint` searches also which blocks of the network each step leaves out, so that more steps fit into a budget.
 
     Source: Li et al. 2023, "AutoDiffusion: Training-Free Optimization of Time Steps and Architectures for Automated
     Diffusion Model Acceleration" (2309.10438), section 3 and algorithm 1.
@@ -120,95 +125,92 @@ class AutoDiffusion:
         *,
         seed: int = 0,
     ) -> Joint:
-        """The times of at most `steps` steps and the blocks that each leaves out, within a budget.
+        """{(t_i, blocks_i)} = argmin over times and the blocks that each step leaves out, within a budget.
+
+        It begins with the times that `search` finds for every number of steps from what the whole model can take up to
+        `steps`, each thinned to the budget; so the result is never worse on the lessons than `alone`, the times for the
+        whole model. A child over the budget loses blocks, drawn among those whose loss alone costs little.
 
         Args:
-            steps: more than the whole model can take within the budget, so that there is something to gain.
-            blocks: those that may be left out, as `residual_blocks(model, x)` finds them.
+            lessons: of the whole model; many, since blocks fit a few starts more easily than times do.
+            steps: at most so many; more than the whole model can take, or there is nothing to gain.
+            blocks: those that may be left out, with their shares, as `residual_blocks(model, x)` finds them.
             budget: evaluations of the whole model that a run may compute; a block left out saves its share of one.
         """
         if not 2 <= steps <= self.count:
             raise ValueError(f"steps={steps}: 2 to {self.count} steps are chosen among count={self.count}")
-        model, names = lessons.denoiser, sorted(blocks)
-        fitness = fitness or Distribution().value
         candidates = self.fine(lessons.process, self.count).t.tolist()
-        judge = Judge(lessons, fitness)
+        judge = Judge(lessons, fitness := fitness or Distribution().value)
+        nothing = frozenset[str]()
 
         def times(starts: Iterable[int]) -> list[float]:
             return [*(candidates[i] for i in sorted(starts)), candidates[-1]]
 
-        def thinned(genome: Steps) -> Skipping:
-            return Skipping(model, blocks, {candidates[i]: gone for i, gone in genome})
+        def thinned(genome: Genome) -> Skipping:
+            return Skipping(lessons.denoiser, blocks, {candidates[i]: gone for i, gone in genome})
 
         @cache
-        def full(genome: Steps) -> float:
-            table = compiled(self.solver, lessons.process, times(dict(genome)))
-            return math.fsum(thinned(genome).shares(table.levels))
+        def levels(starts: tuple[int, ...]) -> Any:
+            return compiled(self.solver, lessons.process, times(starts)).levels
 
-        def value(genome: Steps) -> float:
+        def full(genome: Genome) -> float:
+            return math.fsum(thinned(genome).shares(levels(tuple(dict(genome)))))
+
+        @cache
+        def value(genome: Genome) -> float:
             judge.lessons = replace(lessons, denoiser=thinned(genome))
             return judge(self.solver, times(dict(genome)))
 
-        def split(chosen: dict[int, frozenset[str]], rng: Random) -> dict[int, frozenset[str]]:
-            """One step, drawn by its length, made two."""
-            free = [i for i in range(1, self.count) if i not in chosen]
-            i = rng.choice(free)
-            return {**chosen, i: chosen[max(k for k in chosen if k < i)]}
+        def even(n: int, gone: frozenset[str] = nothing) -> float:
+            return full(tuple((round(i * self.count / n), gone) for i in range(n)))
 
-        rng = Random(seed)
-        whole = max(n for n in range(2, steps + 1) if n == 2 or n <= budget + 1e-9)
-        alone = self.search(lessons, whole, fitness, seed=seed)
-        start = {candidates.index(t): frozenset[str]() for t in alone.grid.schedules[0][:-1]}
-        base = dict(start)
-        while len(base) < steps:
-            ends = [*sorted(base), self.count]
-            gap, i = max((b - a, a) for a, b in pairwise(ends))
-            base[i + gap // 2] = frozenset()
-        harms = {
-            (i, name): value(tuple(sorted({**base, i: frozenset({name})}.items()))) for i in sorted(base) for name in names
-        }
+        for n, gone in ((2, nothing), (steps, frozenset(blocks))):
+            if even(n, gone) > budget + _NEAR:
+                how = f"without {', '.join(blocks)}" if gone else "with the whole network"
+                raise ValueError(f"budget={budget}: {n} steps {how} take {even(n, gone):.6g} full evaluations")
+        least = max(n for n in range(2, steps + 1) if even(n) <= budget + _NEAR)
+        found = {n: self.search(lessons, n, fitness, seed=seed) for n in range(least, steps + 1)}
+        begin: list[Steps] = [
+            {candidates.index(t): nothing for t in one.grid.schedules[0][:-1]} for one in found.values()
+        ]
+        most = begin[-1]
+        harms = {(i, b): value(_ordered({**most, i: frozenset({b})})) for i in most for b in sorted(blocks)}
 
-        def harm(i: int, name: str) -> float:
-            return harms[min(base, key=lambda k: abs(k - i)), name]
+        def harm(place: tuple[int, str]) -> float:
+            return harms[min(most, key=lambda i: abs(i - place[0])), place[1]] / blocks[place[1]]
 
-        def within(chosen: dict[int, frozenset[str]], rng: Random) -> Steps:
-            """Blocks are left out until the budget is kept, each the least harmful of some drawn."""
-            chosen = dict(chosen)
-            while full(genome := tuple(sorted(chosen.items()))) > budget + 1e-9:
-                kept = [(i, name) for i, gone in genome for name in names if name not in gone]
-                i, name = min(rng.sample(kept, max(1, len(kept) // _DRAWN)), key=lambda place: harm(*place))
-                chosen[i] |= {name}
+        def within(chosen: Steps, rng: Random, drawn: float = 0.25) -> Genome:
+            """To the budget: of a share of all blocks, drawn, the one goes whose loss costs least."""
+            while full(genome := _ordered(chosen)) > budget + _NEAR:
+                kept = [(i, name) for i, gone in genome for name in sorted(blocks.keys() - gone)]
+                i, name = min(rng.sample(kept, math.ceil(drawn * len(kept))), key=harm)
+                chosen = {**chosen, i: chosen[i] | {name}}
             return genome
 
-        def child(best: Sequence[Steps], rng: Random) -> Steps:
-            one, other = dict(rng.choice(best)), dict(rng.choice(best))
-            kind = rng.choice(("cross", "cross", "times", "blocks", "count"))
-            if kind == "cross":
-                count = rng.choice((len(one), len(other))) - 1
-                pool = {i: rng.choice([p[i] for p in (one, other) if i in p]) for i in one | other}
-                keep = rng.sample(sorted(set(pool) - {0}), count)
-                return within({i: pool[i] for i in (0, *keep)}, rng)
-            if kind == "times":
-                chosen = {i: gone for i, gone in one.items() if i == 0 or rng.random() >= self.mutation}
-                while len(chosen) < len(one):
-                    chosen = split(chosen, rng)
-                return within(chosen, rng)
-            if kind == "blocks":
-                for _ in range(rng.randint(1, len(one))):
-                    i = rng.choice(sorted(one))
-                    one[i] ^= {rng.choice(names)}
-                return within(one, rng)
-            if len(one) < steps and rng.random() < 0.5 or len(one) == 2:
-                return within(split(one, rng), rng)
-            del one[rng.choice(sorted(one)[1:])]
-            return within({i: frozenset(name for name in gone if rng.random()<0.5) for i,gone in one.items()}, rng)
+        def moved(one: Steps, count: int, rng: Random) -> Steps:
+            """Each time drawn anew with probability `mutation`, and as many as there are to be."""
+            kept = [i for i in one if i and rng.random() >= self.mutation]
+            kept = rng.sample(kept, min(len(kept), count - 1))
+            while len(kept) < count - 1:
+                i = rng.randrange(1, self.count)
+                kept += [] if i in kept else [i]
+            return {i: one.get(i, one[max(k for k in one if k <= i)]) for i in (0, *kept)}
 
-        first = [tuple(sorted(start.items()))]
-        while len(first) < self.population:
-            own = start
-            for _ in range(rng.randint(1, steps - whole)):
-                own = split(own, rng)
-            first.append(within(own, rng))
+        def child(best: Sequence[Genome], rng: Random) -> Genome:
+            one, other = (dict(rng.choice(best)) for _ in range(2))
+            draw = rng.random()
+            if draw < 0.5:
+                pool = {i: rng.choice([own[i] for own in (one, other) if i in own]) for i in sorted(one | other)}
+                kept = rng.sample(sorted(pool.keys() - {0}), len(rng.choice((one, other))) - 1)
+                return within({i: pool[i] for i in (0, *kept)}, rng)
+            if draw < 0.75:
+                return within(moved(one, rng.randint(least, steps), rng), rng)
+            for i in one:
+                one[i] ^= {rng.choice(sorted(blocks))} if rng.random() < self.mutation else nothing
+            return within(one, rng)
+
+        rng = Random(seed)
+        first = [within(one, rng, drawn) for one in begin for drawn in (1.0, 0.5, 0.25)]
         result = evolve(
             value,
             first,
@@ -218,15 +220,21 @@ class AutoDiffusion:
             generations=self.generations,
             seed=rng.randrange(2**32),
         )
-        judge.evaluations += alone.evaluations
-        judge.judged += alone.judged
-        found = judge.found(self.solver, times(dict(result.best)), result.value)
+        evaluations, judged = (
+            sum(getattr(one, name) for one in (judge, *found.values())) for name in ("evaluations", "judged")
+        )
+        best = judge.found(self.solver, times(dict(result.best)), result.value)
         return Joint(
-            found.solver,
-            found.grid,
-            found.value,
-            found.evaluations,
-            found.judged,
+            best.solver,
+            best.grid,
+            best.value,
+            evaluations,
+            judged,
             thinned(result.best),
             full(result.best),
+            found[least],
         )
+
+
+def _ordered(steps: Steps) -> Genome:
+    return tuple(sorted(steps.items()))

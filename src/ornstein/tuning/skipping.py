@@ -43,14 +43,14 @@ class Skipping(Wrapped):
     Source: Li et al. 2023 (2309.10438), section 3.2, where a step has its own sub-network.
     """
 
-    def __init__(
-        self, model: BaseDenoiser, blocks: Mapping[str, float], plan: Mapping[float, Collection[str]]
-    ) -> None:
+    def __init__(self, model: BaseDenoiser, blocks: Mapping[str, float], plan: Mapping[float, Collection[str]]) -> None:
         super().__init__(model)
         process_of(model)
         modules = dict(model.named_modules())
         if foreign := [name for name in blocks if name not in modules]:
-            raise ValueError(f"the blocks are another model's, this one has no {foreign[0]}: call residual_blocks again")
+            raise ValueError(
+                f"the blocks are another model's, this one has no {foreign[0]}: call residual_blocks again"
+            )
         check_plain(model)
         for t, names in plan.items():
             if isinstance(names, str):
@@ -115,7 +115,9 @@ def residual_blocks(model: BaseDenoiser, x: Tensor, t: float = 0.5, cond: Cond =
     def meet(name: str) -> Callable[..., None]:
         return lambda module, args, named: met.setdefault(name, []).append((args, named))
 
-    modules = {name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())}
+    modules = {
+        name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())
+    }
     hooks = [module.register_forward_pre_hook(meet(name), with_kwargs=True) for name, module in modules.items()]
     counter = FlopCounterMode(display=False)
     with evaluation(model), torch.no_grad():
