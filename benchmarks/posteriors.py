@@ -626,7 +626,9 @@ def picture(results: dict[str, Any]) -> None:
                 style = "-o" if ENTRIES[name].claims else ":x"
                 axis.plot(*zip(*points, strict=True), style, color=colours(i), label=name, markersize=4)
         axis.axhline(0.5, color="grey", linewidth=0.8)
-        axis.set(title=world, xscale="log", xlabel="evaluations a sample", ylim=(0.48, 1.01))
+        axis.set(title=world, xscale="log", xlabel="evaluations a sample", xlim=(40, 1_200), ylim=(0.47, 1.01))
+        axis.set_xticks([50, 200, 600, 1_000], ["50", "200", "600", "1000"])
+        axis.minorticks_off()
     axes[0][0].set_ylabel("C2ST accuracy, median over cells (0.5 is the posterior)")
     known = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0][-1].legend(known.values(), known, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
