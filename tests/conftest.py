@@ -4,9 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+from typechecker import install
 
-install_import_hook("ornstein", "typechecker.check")
+install()
 
 import hypothesis
 import torch

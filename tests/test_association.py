@@ -7,7 +7,6 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from ornstein.metrics import (
@@ -177,9 +176,9 @@ def test_bad_tables_are_one_clear_error() -> None:
     with pytest.raises(ValueError, match=r"x must be a table \(n, 3\).*got \(20, 2\)"):
         association(x, ("number",) * 3)
     # the hook of the tests checks the types of options before the library does
-    with pytest.raises((ValueError, TypeCheckError), match="'text'"):
+    with pytest.raises((ValueError, TypeError), match="'text'"):
         association(x, ("number", "text"))
-    with pytest.raises((ValueError, TypeCheckError), match="kendall"):
+    with pytest.raises((ValueError, TypeError), match="kendall"):
         association(x, NUMBERS, "kendall")
     x[4, 1] = math.inf
     with pytest.raises(ValueError, match="infinite values, the first in row 4, column 1"):

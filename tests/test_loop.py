@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ornstein as orn
 from ornstein.solvers import Loop, Solver
+from ornstein.solvers import solver as solver_module
 from worlds import F64, normal, ring
 
 WORLD = ring()
@@ -347,6 +348,32 @@ def test_nfe_is_what_was_run():
         assert nfe - 1 <= out.nfe <= nfe
     with pytest.raises(ValueError, match="nfe=0 is too few"):
         orn.sample(orn.Denoiser(Counted(), orn.VP()), (5, 2), solver=orn.Heun(), nfe=0)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [orn.DDIM(), orn.Heun(), orn.RK4(), orn.solvers.PNDM(), orn.DPMSolver(order=3)],
+    ids=lambda s: type(s).__name__,
+)
+def test_nfe_takes_the_most_steps_that_fit(solver, monkeypatch):
+    """As trying every number of steps does, with a few tables compiled. (PNDM's first steps cost 4 each.)"""
+    process, tables = orn.VP(), []
+    compile_table = solver_module.compile_table
+
+    def counted(*args):
+        tables.append(compile_table(*args))
+        return tables[-1]
+
+    monkeypatch.setattr(solver_module, "compile_table", counted)
+    grid = lambda n: orn.LogSNR()(process, n)  # noqa: E731
+    cost = {n: sum(WORLD.denoiser(process).cost(compile_table(solver, process, grid(n)).levels)) for n in range(1, 26)}
+    for nfe in (4, 13, 24):
+        if cost[1] <= nfe:
+            found = solver_module.steps_within(nfe, solver, WORLD.denoiser(process), grid)
+            assert found == max(n for n in cost if cost[n] <= nfe)
+    tables.clear()
+    assert solver_module.steps_within(100, solver, WORLD.denoiser(process), grid)
+    assert len(tables) <= 4
 
 
 # Noise

@@ -88,7 +88,7 @@ def wrong(model):
     """Conventions that are nearly right, each put in place when it is asked for, and taken back."""
     net = model.net
     told, sign, pack, unpack = net.told, net.sign, net.pack, net.unpack
-    net.told = network.step if told is network.unit else network.unit
+    net.told = network.step if told.__name__ == "unit" else network.unit
     yield "time"
     net.told, net.sign = told, -sign
     yield "sign"

@@ -388,11 +388,11 @@ def _ornstein_uhlenbeck(drift: Tensor, noise: Tensor, time: Tensor) -> tuple[Ten
     By Gauss's rule on a 64th of the time, and doubled: C(2 t) = C(t) + Phi(t) C(t) Phi(t)^T. Sums of positive parts
     alone, so that the t^3 of the position's own noise is exact to rounding.
     """
-    step = time / 2**_DOUBLINGS
-    s, ds = between(torch.zeros_like(step), step, _RULE)
+    times = time[..., None] / 2.0 ** torch.arange(_DOUBLINGS, -1, -1)
+    s, ds = between(torch.zeros_like(time), times[..., 0], _RULE)
     moved = _exponential(drift, s)
     covariance = (moved @ noise @ moved.mT * ds[..., None, None]).sum(-3)
-    for _ in range(_DOUBLINGS):
-        phi = _exponential(drift, step)
-        covariance, step = covariance + phi @ covariance @ phi.mT, 2 * step
-    return _exponential(drift, time), covariance
+    *doubled, whole = _exponential(drift, times).unbind(-3)
+    for phi in doubled:
+        covariance = covariance + phi @ covariance @ phi.mT
+    return whole, covariance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,13 +105,16 @@ def steps_within(
             return 0
         return sum(denoiser.cost(table.levels))
 
-    fits, step = 0, 1
-    while cost(fits + step) <= nfe:
-        fits, step = fits + step, 2 * step
-    while step > 1:
-        step //= 2
-        if cost(fits + step) <= nfe:
-            fits += step
+    fits, over, steps, last = 0, math.inf, max(nfe, 1), (0, 0)
+    while True:  # by secants, since a table is compiled to know its cost: of most solvers two are
+        spent = cost(steps)
+        fits, over = (steps, over) if spent <= nfe else (fits, steps)
+        if over - fits <= 1:
+            break
+        slope = (spent - last[1]) / (steps - last[0])
+        guess = steps + (nfe - spent) / slope if slope > 0 else 2 * steps
+        last = (steps, spent)
+        steps = int(min(max(guess, fits + 1), over - 1))
     if fits == 0:
         raise ValueError(f"nfe={nfe} is too few: one step of {solver!r} takes {cost(1)} evaluations")
     return fits
