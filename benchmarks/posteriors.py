@@ -282,6 +282,7 @@ ENTRIES: dict[str, Entry] = {
     "REDDiff": Entry(lambda std, d, nfe: inverse.REDDiff(), False, linear=False),
 }
 SETTINGS = {"50": 50, "200": 200, "accurate": None}
+NONLINEAR = "not linear, 2-D"
 
 
 # -- judging
@@ -519,7 +520,7 @@ def main() -> None:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """A table to choose from, a column a world, and then one for each world with all that was measured."""
+    """A table to choose from, a column a world; then for each world, and for what is not linear, all figures."""
     powers = {(r["world"], r["operator"], r["std"]): r["power"] for r in results["power"]}
     worlds = [w for w in WORLDS if any(r["world"] == w and "c2st" in r for r in results["rows"])]
     lines = [
@@ -537,14 +538,14 @@ def tables(results: dict[str, Any]) -> str:
         if any(cells) and (name == "exact" or (spent and ENTRIES[name].claims)):
             counts = f"{_range(spent)} | {gradients(name):.0%}" if spent else " | "
             lines.append(f"| {name} | {counts} | {' | '.join(cells)} |")
-    for world in worlds:
+    for title, where in {**{w: [w] for w in worlds}, NONLINEAR: [w for w in worlds if w.endswith("2-D")]}.items():
         lines += [
-            f"\n## {world}\n",
+            f"\n## {title}\n",
             "| method | evaluations | mean | covariance | C2ST | passes | coverage of 90 % | calibrated | ESS |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for name, setting in _settings():
-            own = _rows(results, world, name, setting)
+            own = [r for world in where for r in _rows(results, world, name, setting, linear=title != NONLINEAR)]
             if not own:
                 continue
             judged = [r for r in own if powers[r["world"], r["operator"], r["std"]]]
@@ -585,11 +586,10 @@ def _settings() -> Iterator[tuple[str, str]]:
             yield name, setting
 
 
-def _rows(results: dict[str, Any], world: str, name: str, setting: str) -> list[dict[str, Any]]:
-    """Of the linear cells."""
+def _rows(results: dict[str, Any], world: str, name: str, setting: str, linear: bool = True) -> list[dict[str, Any]]:
     wanted = {"world": world, "method": name, "setting": setting}
     own = [r for r in results["rows"] if wanted.items() <= r.items() and "c2st" in r]
-    return [r for r in own if r["operator"] not in ("|A x|", "clipping")]
+    return [r for r in own if (r["operator"] not in ("|A x|", "clipping")) is linear]
 
 
 def _range(values: list[int]) -> str:
