@@ -173,8 +173,11 @@ def test_joint():
     lessons = teach(model, (128, 2), seed=1, dtype=F64, steps=20)
     blocks = residual_blocks(model, x[:2])
     assert blocks == {f"net.blocks.{k}": 0.2 for k in range(5)}
-    found = AutoDiffusion(population=6, generations=2, parents=4).joint(lessons, 6, blocks, 4.0, Endpoint().value)
-    assert 4 < found.table.nfe <= 6
+    asked, search = [0], AutoDiffusion(population=6, generations=2, parents=4)
+    model.net.register_forward_pre_hook(lambda net, args: asked.append(len(args[0])))
+    found = search.joint(lessons, 6, blocks, 4.1, Endpoint().value)  # blocks are fifths: no run is between 4 and 4.2
+    assert found.evaluations == sum(asked)
+    assert found.alone.table.nfe == 4 < found.table.nfe <= 6
     assert found.full == pytest.approx(sum(found.denoiser.shares(found.table.levels)))
     assert found.full <= 4 + 1e-9
     rng, times = Random(3), found.grid.schedules[0]
@@ -194,3 +197,7 @@ def test_joint():
         rivals = [error(model, grid) for grid in (*whole, found.alone.grid.schedules[0])]
         rivals += [error(other, times) for other in random]
         assert own < min(rivals), (own, rivals)
+    with pytest.raises(ValueError, match=r"budget=1.9: 2 steps with the whole network take 2 "):
+        search.joint(lessons, 6, blocks, 1.9)
+    with pytest.raises(ValueError, match=r"budget=3: 6 steps without .* take 3.6 "):
+        search.joint(lessons, 6, {name: blocks[name] for name in list(blocks)[:2]}, 3)
