@@ -376,6 +376,20 @@ def test_nfe_takes_the_most_steps_that_fit(solver, monkeypatch):
     assert len(tables) <= 4
 
 
+def test_nfe_on_a_grid_that_ends():
+    """Heun fits below its end; DDIM would go beyond it, and is told so."""
+
+    def grid(n):
+        if n > 70:
+            raise ValueError("no more than 70 steps")
+        return orn.LogSNR()(orn.VP(), n)
+
+    model = WORLD.denoiser(orn.VP())
+    assert solver_module.steps_within(100, orn.Heun(), model, grid) == 50
+    with pytest.raises(ValueError, match="no more than 70"):
+        solver_module.steps_within(100, orn.DDIM(), model, grid)
+
+
 # Noise
 
 

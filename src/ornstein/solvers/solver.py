@@ -97,24 +97,24 @@ def steps_within(
     """The largest number of steps whose evaluations, as this denoiser counts them, stay within `nfe`."""
 
     def cost(steps: int) -> int:
-        try:
-            table = compile_table(solver, denoiser.process, grid(steps))
-        except ValueError:  # some solvers need a few steps
-            if steps >= nfe:
-                raise
-            return 0
-        return sum(denoiser.cost(table.levels))
+        return sum(denoiser.cost(compile_table(solver, denoiser.process, grid(steps)).levels))
 
-    fits, over, steps, last = 0, math.inf, max(nfe, 1), (0, 0)
+    fits, over, steps, last, limit = 0, math.inf, max(nfe, 1), (0, 0), None
     while True:  # by secants, since a table is compiled to know its cost: of most solvers two are
-        spent = cost(steps)
+        slope = 0.0
+        try:
+            spent = cost(steps)
+            slope, last = (spent - last[1]) / (steps - last[0]), (steps, spent)
+        except ValueError as refused:  # some solvers need a few steps, and some grids have no more
+            spent = 0 if last[0] > steps else nfe + 1
+            limit = limit if spent == 0 else (steps, refused)
         fits, over = (steps, over) if spent <= nfe else (fits, steps)
         if over - fits <= 1:
             break
-        slope = (spent - last[1]) / (steps - last[0])
-        guess = steps + (nfe - spent) / slope if slope > 0 else 2 * steps
-        last = (steps, spent)
+        guess = steps + (nfe - spent) / slope if slope > 0 else min(2 * steps, (fits + over) // 2)
         steps = int(min(max(guess, fits + 1), over - 1))
+    if limit is not None and limit[0] == over:
+        raise limit[1]
     if fits == 0:
         raise ValueError(f"nfe={nfe} is too few: one step of {solver!r} takes {cost(1)} evaluations")
     return fits
