@@ -1,7 +1,7 @@
 """What checks annotations while tests run: beartype for all functions of the library, jaxtyping where shapes are named.
 
 A module's functions and classes are wrapped once it has run, when every name in their annotations is known. An int
-passes for a float; closures are left out. (jaxtyping's own hook binds the arguments of every call, and took up to half of
+passes for a float; closures are left out. (jaxtyping's own hook binds the arguments of every call, and took a third of
 the suite's time.)
 """
 
