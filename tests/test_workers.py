@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +21,27 @@ from together import KINDS, train
 ROUNDING = 1e-9  # float64 sums in another order, 1e-16 of gradients that Adam's g/|g| enlarges where they are small
 
 
-def together(out: Path, kind: str, steps: int = 6) -> list[dict[str, Tensor]]:
-    """What each of two processes ends with."""
-    out.mkdir(exist_ok=True)
+def together(out: Path, *tasks: str) -> None:
+    """Two processes run the tasks (of together.py) one after another."""
     script = Path(__file__).with_name("together.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", str(script), str(out), kind, str(steps)]
+    command += ["--rdzv-endpoint", "localhost:0", str(script), str(out), *tasks]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    if steps < 6:
-        return []
-    return [load_tensors(out / f"rank{rank}.safetensors", kind="model")[0] for rank in range(2)]
+
+
+def ends(folder: Path) -> list[dict[str, Tensor]]:
+    """What each of two processes ended with."""
+    return [load_tensors(folder / f"rank{rank}.safetensors", kind="model")[0] for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each kind, and one of a sharded training stopped after step 4."""
+    out = tmp_path_factory.mktemp("together")
+    together(out, *(f"{kind}={kind}" for kind in KINDS), "stopped=shard:4")
+    return out
 
 
 def difference(a: dict[str, Tensor], kind: str) -> float:
@@ -47,15 +57,15 @@ def difference(a: dict[str, Tensor], kind: str) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
-    first, second = together(tmp_path / "run", kind)
+def test_two_processes_train_as_one(trained: Path, kind: str) -> None:
+    first, second = ends(trained / kind)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert difference(first, kind) < ROUNDING
 
 
-def test_a_checkpoint_may_be_resumed_by_another_number_of_processes(tmp_path: Path) -> None:
-    together(tmp_path, "shard", steps=4)
-    result, model = train("replicate", tmp_path / "run.safetensors")
+def test_a_checkpoint_may_be_resumed_by_another_number_of_processes(trained: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copy(trained / "stopped" / "run.safetensors", tmp_path)
+    result, model = train("replicate", Path(checkpoint))
     whole, alone = train("replicate")
     assert len(result.history["loss"]) == 6
     pairs = zip(model.state_dict().values(), alone.state_dict().values(), strict=True)
@@ -63,9 +73,11 @@ def test_a_checkpoint_may_be_resumed_by_another_number_of_processes(tmp_path: Pa
     assert torch.allclose(result.history["loss"], whole.history["loss"], atol=1e-6)
 
 
-def test_a_sharded_run_is_resumed_sharded(tmp_path: Path) -> None:
-    together(tmp_path, "shard", steps=4)
-    first, _ = together(tmp_path, "shard")
+def test_a_sharded_run_is_resumed_sharded(trained: Path, tmp_path: Path) -> None:
+    assert not (trained / "stopped" / "rank0.safetensors").exists()
+    shutil.copytree(trained / "stopped", tmp_path / "resumed")
+    together(tmp_path, "resumed=shard")
+    first, _ = ends(tmp_path / "resumed")
     assert difference(first, "shard") < ROUNDING
 
 

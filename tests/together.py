@@ -1,7 +1,9 @@
-"""One training as each of several processes runs it: `torchrun ... tests/together.py OUT KIND [STEPS]`."""
+"""Trainings as each of several processes runs them: `torchrun ... tests/together.py OUT FOLDER=KIND[:STEPS] ...`."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import ornstein as orn
+from ornstein.io import save_tensors
 from ornstein.training import Fit, fit
 
 torch.set_num_threads(1)
@@ -59,21 +62,22 @@ def _collate(items: list[Any]) -> Any:
     return torch.stack([x for x, _ in items]), {"label": torch.stack([y for _, y in items])}
 
 
-if __name__ == "__main__":
-    from accelerate import PartialState
-
-    from ornstein.io import save_tensors
-
-    out, kind, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 6
+def _keep(out: Path, kind: str, steps: int, rank: int) -> None:
+    """One training in its folder, and what this process ends with beside it."""
+    out.mkdir(exist_ok=True)
     try:
         result, model = train(kind, out / "run.safetensors", steps)
     except KeyboardInterrupt:
-        sys.exit(0)
-    finally:
-        state = PartialState()
+        return
     tensors = {f"raw/{k}": v for k, v in result.raw.items()} | {f"model/{k}": v for k, v in model.state_dict().items()}
     for key, average in result.averages.items():
         tensors |= {f"{key}/{k}": v for k, v in average.items()}
     tensors["loss"] = result.history["loss"]
-    save_tensors(out / f"rank{state.process_index}.safetensors", tensors, kind="model")
+    save_tensors(out / f"rank{rank}.safetensors", tensors, kind="model")
+
+
+if __name__ == "__main__":
+    for task in sys.argv[2:]:
+        folder, kind, steps = re.fullmatch(r"(.+)=([^:]+):?(\d*)", task).groups()
+        _keep(Path(sys.argv[1], folder), kind, int(steps or 6), int(os.environ["RANK"]))
     torch.distributed.destroy_process_group()
