@@ -118,6 +118,7 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
+@cache
 def imports(parsed: ast.Module, module: str, package: bool) -> tuple[dict[str, Binding], list[str]]:
     """The names that a file's imports bind (anywhere in it), and the modules imported for themselves or with `*`."""
     bound: dict[str, Binding] = {}

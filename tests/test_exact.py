@@ -350,6 +350,23 @@ def test_a_mixture_is_accurate_in_float32_whatever_its_width(std: float):
     assert float((single - truth).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("view", ["x0", "noise", "velocity"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("kind", [*KINDS, "narrow"])
+def test_levels_bound_together_are_those_bound_alone(kind: str, dtype: torch.dtype, view: Any):
+    """To the bit, and each with its own way to square differences: of the narrow one, by products at large noise."""
+    narrow = GaussianMixture(MEANS, torch.tensor([0.3, 1e-4, 0.2], dtype=F64), factors=randn(3, 4, 2, seed=3))
+    denoiser = (narrow if kind == "narrow" else KINDS[kind]()).denoiser(VP(), predicts=view)
+    grid, x = VP().level(torch.linspace(0.99, 0.001, 9, dtype=F64)), randn(5, 2, 2, seed=6).to(dtype)
+    together, ways = denoiser.bind(grid, x, None), set()
+    for i, call in enumerate(together):
+        (alone,) = denoiser.bind(grid[i : i + 1], x, None)
+        assert torch.equal(call(x), alone(x))
+        assert torch.equal(call(x), denoiser(x, grid[i]).output)
+        ways.add(getattr(getattr(call.args[0].func, "__self__", None), "_by_products", None))
+    assert (ways == {True, False}) == (kind == "narrow")
+
+
 def test_empirical_is_accurate_in_float32_at_small_noise():
     """Where |x|^2 / sigma^2 has lost its digits, the differences have not. The data are about 1, sigma is 0.002."""
     data = (1 + 0.001 * randn(64, 48)).float().double()  # the same points for both

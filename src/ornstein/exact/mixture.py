@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from .._extras import require
+from ..processes import Level
 from .covariance import Covariance, Products, Spectrum, Split, column, over
 from .world import Law, World
 
@@ -140,6 +142,13 @@ class GaussianMixture(World):
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
         return _MixtureLaw(self, alpha, sigma, like, label)
 
+    def _views(
+        self, levels: Level, a: Tensor, c: Tensor, like: Tensor, label: Tensor | None
+    ) -> Iterable[Callable[[Tensor], Tensor]]:
+        if label is None and levels.alpha.dim() == 1:
+            return _MixtureLaw(self, levels.alpha, levels.sigma, like, None).each(a, c)
+        return super()._views(levels, a, c, like, label)
+
     def _draw(self, component: Tensor, seed: torch.Generator) -> Tensor:
         z = torch.randn(len(component), self.dim, dtype=torch.float64, generator=seed, device=seed.device).cpu()
         x = self.means[component]
@@ -212,7 +221,9 @@ class _MixtureLaw(Law):
         least = world.scale**2 * (1e-200 if like.dtype == torch.float64 else 1e-24)
         s = Spectrum(*(part.clamp_min(least) for part in s))
         self._precision = Spectrum(*(1 / part for part in s)).to(like)
-        self._by_products = self._told_by_products(s)
+        told = self._told_by_products(s)
+        self._by_products = bool(told.all())
+        self._each_by_products = told.expand(*s.outside.shape[:-2], 1, 1).flatten(-2).squeeze(-1)
         log_terms = world.log_weights - world.covariance.log_volume(s) / 2 - world.dim / 2 * math.log(2 * math.pi)
         if label is not None:
             host = label.cpu()[:, None]
@@ -222,14 +233,14 @@ class _MixtureLaw(Law):
         self._log_terms = (log_terms - base).to(like)
         self._base = (base.squeeze(-1) - world._log_mass(label)).to(like)
 
-    def _told_by_products(self, s: Spectrum) -> bool:
+    def _told_by_products(self, s: Spectrum) -> Tensor:
         """Whether squares of differences may be made from products: where no component is so narrow, beside where the
         states are, that it would cost more than five digits. Along axes (a diagonal covariance) there is no basis."""
         world = self.world
         if world.covariance.rank == world.dim:
-            return world.covariance.basis is not None
+            return torch.tensor(world.covariance.basis is not None)
         reach = self.alpha**2 * world.dim * world.scale**2 + world.dim * self.sigma**2
-        return bool((reach <= _DIGITS * s.outside).all())
+        return (reach <= _DIGITS * s.outside).all(-2, keepdim=True)
 
     def _filter(self, a: Tensor | float, c: Tensor | float) -> Spectrum:
         """a alpha C S^-1 - c S^-1: what a E[x0 | x] + c score does to the residual of a component."""
@@ -257,6 +268,17 @@ class _MixtureLaw(Law):
 
     def combine(self, a: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
         return partial(self._combined, column(a, self.means), self._filter(_wide(a), _wide(c)))
+
+    def each(self, a: Tensor, c: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+        """`combine` of every level, of a law that was given levels where others have samples: made at once, each is as
+        if it had been made alone."""
+        spectra = self._filter(_wide(a), _wide(c))
+        parts = (self.alpha.flatten(), self._log_terms, *self._precision, self._each_by_products.tolist(), a, *spectra)
+        for alpha, log_terms, inside, outside, by_products, own, *spectrum in zip(*parts, strict=True):
+            law = copy(self)
+            law._alpha, law._log_terms, law._precision = alpha, log_terms, Spectrum(inside, outside)
+            law._by_products = by_products
+            yield partial(law._combined, own, Spectrum(*spectrum))
 
     def _combined(self, a: Tensor, spectrum: Spectrum, x: Tensor) -> Tensor:
         terms, mix = self._terms(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, overload
 
@@ -108,6 +108,13 @@ class World(ABC):
     @abstractmethod
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
         """The law at (alpha, sigma), float64 on the host of shape () or (batch,), for flat states like `like`."""
+
+    def _views(
+        self, levels: Level, a: Tensor, c: Tensor, like: Tensor, label: Tensor | None
+    ) -> Iterable[Callable[[Tensor], Tensor]]:
+        """`combine` at each of the levels (E,) or (E, batch)."""
+        for level, own, other in zip(levels, a, c, strict=True):
+            yield self._law(level.alpha, level.sigma, like, label).combine(own, other)
 
     @abstractmethod
     def _draw(self, component: Tensor, seed: torch.Generator) -> Tensor:
@@ -386,13 +393,8 @@ class ExactDenoiser(BaseDenoiser):
         """One function of the state for each level, its coefficients computed and cast beforehand."""
         flat = self.world._centred(self.process, levels[0], x, cond)
         label = self.world._label(cond, len(x))
-
-        calls = []
-        for level in levels:
-            law = self.world._law(level.alpha, level.sigma, flat, label)
-            view = law.combine(*coefficients(self.world, self.process, level, self.predicts))
-            calls.append(partial(self._answer, view, level, cond))
-        return calls
+        views = self.world._views(levels, *coefficients(self.world, self.process, levels, self.predicts), flat, label)
+        return [partial(self._answer, view, level, cond) for view, level in zip(views, levels, strict=True)]
 
     def _answer(self, view: Callable[[Tensor], Tensor], level: Level, cond: Cond, x: Tensor) -> Tensor:
         out = view(self.world._centred(self.process, level, x, cond)).to(x.dtype).reshape(x.shape)
@@ -427,9 +429,9 @@ def coefficients(world: World, process: AffineProcess, level: Level, view: View)
             if not holds(spread.isfinite()):
                 spread = torch.where(level.sigma == 0, process.diffusion2(level.t) / 2, spread)
                 world._needs_density(level.sigma, "velocity")
-            if not holds(spread.isfinite() & level.d_alpha.isfinite()):
-                raise ViewError(
-                    f"the velocity of {process!r} is not finite at t = {level.t.tolist()}: start a little above 0"
-                )
+            finite = spread.isfinite() & level.d_alpha.isfinite()
+            if not holds(finite):
+                t = level.t[~finite].tolist()
+                raise ViewError(f"the velocity of {process!r} is not finite at t = {t}: start a little above 0")
             return level.d_alpha, -spread
     raise ViewError(f"no view is called {view!r}")

@@ -72,7 +72,7 @@ class Level:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __iter__(self) -> Iterator[Level]:
-        return (self[i] for i in range(len(self)))
+        return map(type(self), *(getattr(self, field.name).unbind(0) for field in fields(self)))
 
     @classmethod
     def stack(cls, levels: Sequence[Level]) -> Level:

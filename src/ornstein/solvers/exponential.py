@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def half_step(t: Level, s: Level) -> Tensor:
     return (s.log_snr - t.log_snr) / 2
 
 
-_TERMS = 20
+_POWERS = torch.arange(1, 21, dtype=torch.float64)
 
 
 def moments(h: Tensor, count: int) -> Tensor:
@@ -28,14 +29,22 @@ def moments(h: Tensor, count: int) -> Tensor:
     sum_n (-1)^(n+k) h^(n+1) / (n! (n+k+1)) is summed.
     """
     small = h.abs() < 1
-    n, k = torch.arange(_TERMS, dtype=h.dtype), torch.arange(count, dtype=h.dtype)[:, None]
-    series = (-1.0) ** (n + k) / (torch.exp(torch.lgamma(n + 1)) * (n + k + 1))
-    near = torch.where(small, h, torch.zeros_like(h))[..., None] ** (n + 1) @ series.T
-    v = torch.where(small, torch.ones_like(h), h)
+    near = torch.where(small, h, 0.0)[..., None] ** _POWERS @ _series(count)
+    if bool(small.all()):
+        return near
+    v = torch.where(small, 1.0, h)
+    decay = torch.exp(-v)
     far = [-torch.expm1(-v)]
     for i in range(1, count):
-        far.append(-((-1.0) ** i) * torch.exp(-v) - i * far[-1] / v)
+        far.append(-((-1.0) ** i) * decay - i * far[-1] / v)
     return torch.where(small[..., None], near, torch.stack(far, -1))
+
+
+@cache
+def _series(count: int) -> Tensor:
+    """The coefficients of h^(n+1) in I_k, (n, k)."""
+    n, k = _POWERS[:, None] - 1, torch.arange(count, dtype=torch.float64)
+    return (-1.0) ** (n + k) / (torch.exp(torch.lgamma(n + 1)) * (n + k + 1))
 
 
 Tau = Tensor | float
@@ -88,7 +97,7 @@ def weights(t: Level, s: Level, nodes: Sequence[Level], view: View = "x0", tau: 
         return [scale * integral[..., 0]]
     h = half_step(t, s)
     r = torch.stack([half_step(s, node) / h for node in nodes], -1)
-    vandermonde = torch.stack([r**k for k in range(len(nodes))], -2)
+    vandermonde = r[..., None, :] ** torch.arange(len(nodes))[:, None]
     w = torch.linalg.solve(vandermonde, integral)
     return list((scale[..., None] * w).unbind(-1))
 
