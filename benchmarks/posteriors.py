@@ -259,7 +259,7 @@ class Entry:
 SECOND = (("solver", orn.DPMSolverPP(order=2)), ("grid", orn.LogSNR(end=12.0)))  # of order 2, to less noise
 ENTRIES: dict[str, Entry] = {
     "MMPS": Entry(lambda std, d, nfe: inverse.MMPS(iterations=2 if d == 2 else 5), True, 400, options=SECOND),
-    "PiGDM": Entry(lambda std, d, nfe: inverse.PiGDM(prior=std), True, 400, options=SECOND),
+    "PiGDM": Entry(lambda std, d, nfe: inverse.PiGDM(prior=std), True, 1_000),
     "DPS": Entry(lambda std, d, nfe: inverse.DPS(), True, 1_000, linear=False),
     "DAPS": Entry(lambda std, d, nfe: inverse.DAPS(prior=std), True, 1_000, linear=False),
     "TDS": Entry(lambda std, d, nfe: inverse.TDS(prior=std, particles=1_000), True, 1_000, linear=False),

@@ -40,19 +40,15 @@ class ExactPhaseDenoiser(BaseDenoiser):
     def bind(self, levels: Level, x: Phase, cond: Cond) -> Sequence[Callable[[Phase], Phase]]:
         flat = self.world._centred(None, None, x.position, cond)
         label = self.world._label(cond, len(flat))
-        zero, one = torch.tensor((0.0, 1.0), dtype=torch.float64)
-        calls = []
-        for level in levels:
-            assert isinstance(level, PhaseLevel)
-            phi, covariance = self.process.kernel(level.t, self.process.gamma * self.process.mass)
-            whiten = inverse_lower(lower_root(covariance))
-            precision, a = whiten.mT @ whiten, phi[..., :1]
-            tells = (a.mT @ precision).squeeze(-2) * level.sigma[..., None] ** 2  # y = tells . z
-            by_z, by_score = level.conversion("score", self.predicts)
-            law = self.world._law(one.expand_as(level.sigma), level.sigma, flat, label)
-            x0 = law.combine(one, zero)
-            calls.append(partial(self._answer, x0, tells, by_z - by_score @ precision, by_score @ precision @ a))
-        return calls
+        assert isinstance(levels, PhaseLevel)
+        phi, covariance = self.process.kernel(levels.t, self.process.gamma * self.process.mass)
+        whiten = inverse_lower(lower_root(covariance))
+        precision, a = whiten.mT @ whiten, phi[..., :1]
+        tells = (a.mT @ precision).squeeze(-2) * levels.sigma[..., None] ** 2  # y = tells . z
+        by_z, by_score = levels.conversion("score", self.predicts)
+        mixed = tells, by_z - by_score @ precision, by_score @ precision @ a
+        x0s = self.world._views(levels, torch.ones_like(levels.t), torch.zeros_like(levels.t), flat, label)
+        return [partial(self._answer, x0, *parts) for x0, *parts in zip(x0s, *mixed, strict=True)]
 
     def _answer(
         self, x0: Callable[[Tensor], Tensor], tells: Tensor, from_z: Tensor, from_x0: Tensor, z: Phase

@@ -85,6 +85,8 @@ def inverse(falling: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     low, high = torch.zeros_like(value), torch.ones_like(value)
     for _ in range(100):
         middle = (low + high) / 2
+        if bool(((middle == low) | (middle == high)).all()):
+            break
         above = falling(middle) > value
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return torch.where(value == torch.inf, low, high)

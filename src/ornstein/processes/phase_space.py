@@ -200,15 +200,11 @@ class PhaseSpace(LinearProcess):
     def kernel(self, t: Tensor, spread: float) -> tuple[Tensor, Tensor]:
         """(Phi, covariance of z_t given x_0 and a momentum that has the variance `spread` at t = 0)."""
         phi, covariance = _ornstein_uhlenbeck(self._drift, self._diffusion, self.clock(t))
-        return phi, covariance + spread * phi[..., :, 1:] @ phi[..., :, 1:].mT
+        return phi, _spread(phi, covariance, spread)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(a^T S^-1 a) for z_t ~ N(a x0, S): all that z_t tells of x0; it falls, since z is a Markov chain."""
-        phi, covariance = self.kernel(t, self.gamma * self.mass)
-        root = lower_root(covariance)
-        whitened = inverse_lower(root) @ phi[..., :, :1]
-        snr = whitened.square().sum((-2, -1))
-        return torch.where(root[..., 0, 0] == 0, torch.inf, snr).log()
+        return _log_snr(*self.kernel(t, self.gamma * self.mass))
 
     def level(self, t: float | Sequence[float] | Tensor | Level) -> PhaseLevel:
         """The level(s) at t, in float64 on the host; times outside [0, 1] are refused."""
@@ -216,11 +212,12 @@ class PhaseSpace(LinearProcess):
             return t
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         check_times(t)
-        phi, covariance = self.kernel(t, self.gamma * self.mass if self.hybrid else 0.0)
-        beta, log_snr, none = self.beta(t)[..., None, None], self.log_snr(t), torch.full_like(t, torch.nan)
+        phi, covariance = self.kernel(t, 0.0)
+        whole = _spread(phi, covariance, self.gamma * self.mass)
+        beta, log_snr, none = self.beta(t)[..., None, None], _log_snr(phi, whole), torch.full_like(t, torch.nan)
         return PhaseLevel(
             t, torch.ones_like(t), torch.exp(-log_snr / 2), log_snr, none, none,
-            phi, lower_root(covariance), beta * self._drift, beta * self._diffusion,
+            phi, lower_root(whole if self.hybrid else covariance), beta * self._drift, beta * self._diffusion,
         )  # fmt: skip
 
     def flow_root(self, t: Tensor) -> Tensor:
@@ -365,6 +362,18 @@ def mix(matrix: Tensor, state: Phase) -> Phase:
     x, m = state
     rows = ((broadcast(matrix[..., i, 0], x), broadcast(matrix[..., i, 1], m)) for i in range(2))
     return Phase(*(a * x + b * m for a, b in rows))
+
+
+def _spread(phi: Tensor, covariance: Tensor, variance: float) -> Tensor:
+    """The covariance at t where the momentum at t = 0 has a variance."""
+    return covariance + variance * phi[..., :, 1:] @ phi[..., :, 1:].mT
+
+
+def _log_snr(phi: Tensor, covariance: Tensor) -> Tensor:
+    """log(a^T S^-1 a), a the first column of Phi."""
+    root = lower_root(covariance)
+    snr = (inverse_lower(root) @ phi[..., :, :1]).square().sum((-2, -1))
+    return torch.where(root[..., 0, 0] == 0, torch.inf, snr).log()
 
 
 def _exponential(drift: Tensor, time: Tensor) -> Tensor:
