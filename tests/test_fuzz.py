@@ -102,4 +102,4 @@ def test_weights_are_weighed_to_the_byte() -> None:
         kept = _Counted(list(net.parameters()))
         with kept:
             net(torch.zeros(3, 1, 8, 8), torch.zeros(3), {"label": torch.zeros(3).long()} if config.labels else None)
-        assert _weigh(config, None) == (sum(p.nbytes for p in net.parameters()), kept.bytes)
+        assert _weigh(config) == (sum(p.nbytes for p in net.parameters()), kept.bytes)

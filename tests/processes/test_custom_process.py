@@ -29,6 +29,7 @@ class Quadratic(orn.GaussianProcess):
 MEANS, STD = torch.tensor([[-1.5], [1.5]]), 0.4
 WEIGHTS = torch.tensor([0.3, 0.7])
 N = 1_000
+STEPS = 600
 GRID = orn.LogSNR(end=7.0)
 
 
@@ -37,7 +38,7 @@ def world() -> orn.exact.GaussianMixture:
 
 
 @cache
-def trained(steps: int = 600) -> orn.Denoiser:
+def trained(steps: int) -> orn.Denoiser:
     """A small network of the process, trained on the world's samples as anyone would."""
     model = orn.Denoiser(orn.nets.MLP(1, width=64, depth=2), Quadratic())
     if steps:
@@ -52,7 +53,7 @@ def start() -> Tensor:
 
 
 @cache
-def fine(steps: int = 600) -> Tensor:
+def fine(steps: int) -> Tensor:
     """The model's own flow from the starts, by a fine solution."""
     return orn.sample(trained(steps), x_init=start(), solver=orn.DPMSolverPP(order=3), steps=200, grid=GRID).x
 
@@ -62,7 +63,7 @@ def suited() -> dict[str, orn.Solver]:
     kinds = {name: getattr(orn.solvers, name) for name in orn.solvers.__all__}
     data = world().sample(256, seed=2)
     own: dict[str, Callable[[], orn.Solver]] = {
-        "DPMSolverV3": lambda: orn.solvers.DPMSolverV3().calibrate(trained(), data, points=32),
+        "DPMSolverV3": lambda: orn.solvers.DPMSolverV3().calibrate(trained(STEPS), data, points=32),
         "Doubled": lambda: orn.solvers.Doubled(orn.DPMSolverPP(order=2)),
         "Embedded": lambda: orn.solvers.Embedded(orn.DPMSolverPP(order=2)),
     }
@@ -86,7 +87,7 @@ ERRORS = torch.tensor([0.21, 2.41, 7.4], dtype=F64).div(N).sqrt()
 def test_it_trains() -> None:
     """The flow of the trained network makes the world: within five standard errors, twice that for the network's own
     part (which the untrained rival misses by far)."""
-    gap = (law(fine()) - law(world().sample(200_000, seed=5))).abs()
+    gap = (law(fine(STEPS)) - law(world().sample(200_000, seed=5))).abs()
     assert bool((gap < 10 * ERRORS).all()), gap / ERRORS
     rival = (law(fine(0)) - law(world().sample(200_000, seed=5))).abs()
     assert bool((rival > 10 * ERRORS).any()), rival / ERRORS
@@ -95,9 +96,9 @@ def test_it_trains() -> None:
 def test_every_solver_that_suits_it_samples_it() -> None:
     """In 24 evaluations every solver makes the law of the fine solution, within five standard errors. The rival, Heun's
     method in 4 evaluations, does not."""
-    wanted = law(fine())
+    wanted = law(fine(STEPS))
     for name, solver in suited().items():
-        found = law(orn.sample(trained(), x_init=start(), solver=solver, grid=GRID, nfe=24, seed=3).x)
+        found = law(orn.sample(trained(STEPS), x_init=start(), solver=solver, grid=GRID, nfe=24, seed=3).x)
         assert bool(((found - wanted).abs() < 5 * ERRORS).all()), (name, (found - wanted) / ERRORS)
-    rival = law(orn.sample(trained(), x_init=start(), solver=orn.Heun(), grid=GRID, nfe=4).x)
+    rival = law(orn.sample(trained(STEPS), x_init=start(), solver=orn.Heun(), grid=GRID, nfe=4).x)
     assert bool(((rival - wanted).abs() > 5 * ERRORS).any())

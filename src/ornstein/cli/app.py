@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -502,10 +502,15 @@ def certify(
         raise typer.Exit(1)
 
 
+@cache
+def _command() -> Any:
+    return typer.main.get_command(app)
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line on these arguments; the exit code."""
     debug = "--debug" in arguments
-    command: Any = typer.main.get_command(app)
+    command = _command()
     known = command.commands
     if first := next((word for word in arguments if not word.startswith("-")), None):
         if first not in known:

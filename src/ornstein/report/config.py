@@ -17,7 +17,7 @@ from ornstein.report.names import nearest
 class Fields(BaseModel):
     """Fields of a config: those that it does not have are refused."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class Read(Fields):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def build_net(config: Config, conditions: Mapping[str, int] | None = None) -> Ne
     event, labels = config.event or (), config.labels or 0
     with torch.random.fork_rng(devices=[]):
         small = max(config.net.width or 0, 32 * _depth(config)) <= 256 and math.prod(event) * (labels + 1) <= 10**6
-        need = 0 if small else _weigh(config, conditions)[0]  # which loads much of torch
+        need = 0 if small else _weigh(config, *(conditions or {}).items())[0]  # which loads much of torch
         if (free := free_memory(torch.device("cpu"))) is not None and need > free:
             raise ValueError(f"this net has weights of {shown(need)}, and {shown(free)} are free: {_SMALLER}")
         torch.manual_seed(config.seed)
@@ -88,7 +88,7 @@ def check_memory(config: Config, conditions: Mapping[str, int] | None = None, pr
     if processes > 1 or free is None:
         return
     with torch.random.fork_rng(devices=[]):
-        weights, kept = _weigh(config, conditions)
+        weights, kept = _weigh(config, *(conditions or {}).items())
     averages = config.lengths or (config.ema if isinstance(config.ema, tuple) else (config.ema,))
     copies = 4 + len(averages)
     least = 0 if config.recompute else kept if config.precision == "fp32" else kept // 2
@@ -103,11 +103,11 @@ def check_memory(config: Config, conditions: Mapping[str, int] | None = None, pr
 _SMALLER = "lower net.width or net.depth"
 
 
-def _weigh(config: Config, conditions: Mapping[str, int] | None) -> tuple[int, int]:
+@lru_cache(64)
+def _weigh(config: Config, *conditions: tuple[str, int]) -> tuple[int, int]:
     """Bytes of the weights, and of what one pass of a batch keeps. Both are affine in the depth, so that the networks
     of depths 1 and 2 tell those of any, and none is built."""
-    event, rows = config.event or (), max(config.batch_size // config.accumulate, 1)
-    names = conditions or {}
+    event, rows, names = config.event or (), max(config.batch_size // config.accumulate, 1), dict(conditions)
 
     def given() -> dict[str, torch.Tensor]:
         laid = {name: torch.empty(rows, *(event if kind_of(config) == "mlp" else (channels, *event[1:])))
@@ -117,7 +117,7 @@ def _weigh(config: Config, conditions: Mapping[str, int] | None) -> tuple[int, i
     depth = _depth(config)
     try:
         one, two = (
-            weigh(partial(_net, config, conditions, deep), lambda: torch.empty(rows, *event),
+            weigh(partial(_net, config, names, deep), lambda: torch.empty(rows, *event),
                   lambda: torch.empty(rows), given)
             for deep in (1, 2)
         )  # fmt: skip
