@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +119,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 @cache
-def imports(parsed: ast.Module, module: str, package: bool) -> tuple[dict[str, Binding], list[str]]:
+def imports(parsed: ast.Module, module: str, package: bool) -> tuple[Mapping[str, Binding], Sequence[str]]:
     """The names that a file's imports bind (anywhere in it), and the modules imported for themselves or with `*`."""
     bound: dict[str, Binding] = {}
     whole: list[str] = []

@@ -18,7 +18,8 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("ornstein", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("ornstein")
 
-# A million objects of torch are never garbage; looking through them took a twelfth of the time.
+# A million objects of torch are never garbage; looking through them took a twelfth of the time. Tests hold little, so
+# what is garbage in cycles may wait for a hundred times as many new objects.
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 

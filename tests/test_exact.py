@@ -15,8 +15,10 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ornstein._types import VIEWS
+from ornstein.errors import ViewError
 from ornstein.exact import Empirical, Gaussian, GaussianMixture, World, empirical
 from ornstein.exact.covariance import Covariance
+from ornstein.exact.world import coefficients
 from ornstein.processes import EDM, VE, VP, Cosine, Flow, GaussianProcess, MeanReverting, SubVP
 
 F64 = torch.float64
@@ -353,18 +355,53 @@ def test_a_mixture_is_accurate_in_float32_whatever_its_width(std: float):
 @pytest.mark.parametrize("view", ["x0", "noise", "velocity"])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("kind", [*KINDS, "narrow"])
-def test_levels_bound_together_are_those_bound_alone(kind: str, dtype: torch.dtype, view: Any):
-    """To the bit, and each with its own way to square differences: of the narrow one, by products at large noise."""
+def test_levels_bound_together_are_those_bound_alone(
+    kind: str, dtype: torch.dtype, view: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """To the bit, and each with its own way to square differences: of the narrow one, by products at large noise. The
+    law of one level is what each is compared with; grids in blocks are the same."""
     narrow = GaussianMixture(MEANS, torch.tensor([0.3, 1e-4, 0.2], dtype=F64), factors=randn(3, 4, 2, seed=3))
     denoiser = (narrow if kind == "narrow" else KINDS[kind]()).denoiser(VP(), predicts=view)
-    grid, x = VP().level(torch.linspace(0.99, 0.001, 9, dtype=F64)), randn(5, 2, 2, seed=6).to(dtype)
-    together, ways = denoiser.bind(grid, x, None), set()
-    for i, call in enumerate(together):
-        (alone,) = denoiser.bind(grid[i : i + 1], x, None)
-        assert torch.equal(call(x), alone(x))
+    world, flat = denoiser.world, randn(5, 4, seed=6).to(dtype)
+    grid = VP().level(torch.linspace(0.99, 0.001, 9, dtype=F64))
+    a, c = coefficients(world, VP(), grid, view)
+    together = list(world._bound(grid, a, c, flat, None))
+    with monkeypatch.context() as patch:
+        patch.setattr("ornstein.exact.mixture._BLOCK", 2 * 3 * 4)
+        blocks = list(world._bound(grid, a, c, flat, None))
+    assert len(together) == len(blocks) == 9
+    for call, block, alone in zip(together, blocks, World._bound(world, grid, a, c, flat, None), strict=True):
+        assert torch.equal(call(flat), alone(flat))
+        assert torch.equal(block(flat), alone(flat))
+    if isinstance(world, GaussianMixture):
+        assert ({call.args[0].by_products for call in together} == {True, False}) == (kind == "narrow")
+    x = flat.reshape(5, 2, 2)
+    for i, call in enumerate(denoiser.bind(grid, x, None)):
         assert torch.equal(call(x), denoiser(x, grid[i]).output)
-        ways.add(getattr(getattr(call.args[0].func, "__self__", None), "_by_products", None))
-    assert (ways == {True, False}) == (kind == "narrow")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exact_denoiser_has_a_derivative_in_time(kind: str):
+    """Forward-mode, of one time for all: the difference quotient."""
+    denoiser, x = KINDS[kind]().denoiser(VP()), randn(5, 2, 2, seed=6)
+    t, e = torch.tensor(0.4, dtype=F64), 1e-5
+    _, slope = torch.func.jvp(lambda s: denoiser.forward(x, s), (t,), (torch.ones_like(t),))
+    close(slope, (denoiser.forward(x, t + e) - denoiser.forward(x, t - e)) / (2 * e), 1e-6)
+
+
+def test_a_velocity_that_is_not_finite_is_refused_by_its_first_time():
+    class Steep(GaussianProcess):
+        """alpha' is infinite at data."""
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return 1 - t.sqrt()
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return t
+
+    denoiser = GaussianMixture(MEANS, 0.3).denoiser(Steep(), predicts="velocity")
+    with pytest.raises(ViewError, match=r"not finite at t = 0: start a little above 0"):
+        denoiser(randn(5, 2, 2), torch.tensor([0.5, 0.0, 0.0, 0.2, 0.1], dtype=F64))
 
 
 def test_empirical_is_accurate_in_float32_at_small_noise():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.processes import EDM, VE, VP, Cosine, Flow, GaussianProcess, MeanReverting, Process, Product, SubVP
+from ornstein.processes.linear import inverse
 from ornstein.random import Noise
 from schedules import EPS, EXPONENT, INFINITE_SLOPE, PROCESSES, ZERO_TERMINAL_SNR, Truth, double, mp
 
@@ -106,6 +107,27 @@ def test_what_follows_from_alpha_and_sigma_alone(name: str) -> None:
     allowed = 20 * EPS * (t + (1 + log_snr.abs()) / slope.abs())
     assert bool(((bare.time(log_snr) - process.time(log_snr)).abs() <= allowed).all())
     assert float(bare.time(torch.tensor(torch.inf, dtype=torch.float64))) == 0.0
+
+
+def test_bisection_ends_with_the_last_bit() -> None:
+    """The t of every value, one beyond either end, and for each of a batch under vmap; nothing is asked for the data,
+    and a value that is found is not sought on."""
+    asked = []
+
+    def falling(t: Tensor) -> Tensor:
+        asked.append(t)
+        return -t
+
+    values = torch.tensor([torch.inf, -1e-9, -0.25, -1 / 3, -1.0, -2.0, -torch.inf], dtype=torch.float64)
+    found = inverse(falling, values)
+    assert torch.allclose(
+        found, torch.tensor([0.0, 1e-9, 0.25, 1 / 3, 1.0, 1.0, 1.0], dtype=torch.float64), rtol=2**-52, atol=0
+    )
+    assert 60 < len(asked) < 95  # 1e-9 has 30 zeros before its 53 bits
+    asked.clear()
+    inverse(falling, values[:1])
+    assert not asked
+    assert torch.equal(torch.vmap(lambda value: inverse(falling, value))(values), found)
 
 
 @pytest.mark.parametrize("name", NAMES)

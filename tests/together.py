@@ -46,6 +46,9 @@ def train(kind: str, checkpoint: Path | None = None, steps: int = 6, **change: A
     def lend(step: int, training: Any) -> None:
         with training.average() as averaged:
             lent.append(orn.sample(averaged, (3, 3), cond={"label": torch.arange(3)}, steps=3, seed=0).x)
+        if checkpoint is not None:  # what was done here, and by whom went before
+            with checkpoint.with_name(f"steps{os.environ.get('RANK', 0)}").open("a") as file:
+                file.write(f"{step} ")
 
     stop: list[Any] = [lend]
     if steps < 6:
@@ -78,6 +81,7 @@ def _keep(out: Path, kind: str, steps: int, rank: int) -> None:
 
 if __name__ == "__main__":
     for task in sys.argv[2:]:
+        print(f"{task}: process {os.environ['RANK']}", file=sys.stderr, flush=True)
         folder, kind, steps = re.fullmatch(r"(.+)=([^:]+):?(\d*)", task).groups()
         _keep(Path(sys.argv[1], folder), kind, int(steps or 6), int(os.environ["RANK"]))
     torch.distributed.destroy_process_group()

@@ -21,7 +21,7 @@ from ornstein.solvers import (
     SDEDPMSolverPP,
     UniPC,
 )
-from ornstein.solvers.exponential import fresh_std, half_step, moments, secant_weights, transfer, weights
+from ornstein.solvers.exponential import _series, fresh_std, half_step, moments, secant_weights, transfer, weights
 from worlds import F64, at, name, normal, ring
 
 WORLD = ring()
@@ -56,6 +56,34 @@ def test_moments(h):
     found = moments(torch.tensor(h, dtype=F64), 5)
     for k in range(5):
         assert float(found[k]) == pytest.approx(float(truth[k]), rel=1e-12, abs=1e-13 * abs(float(truth[0])))
+
+
+def test_moments_have_derivatives():
+    """dI_0/dh = e^-h, d2I_0/dh2 = -e^-h, though the series was first summed where nothing has a gradient; each of a
+    batch alone under vmap."""
+    _series.cache_clear()
+    h = torch.tensor([-1.5, 0.0, 0.3, 2.0], dtype=F64)
+    with torch.inference_mode():
+        moments(h[1:3], 1)
+    v = h.clone().requires_grad_()
+    (first,) = torch.autograd.grad(moments(v, 1)[..., 0].sum(), v, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), v)
+    assert torch.allclose(first, torch.exp(-h), rtol=1e-12)
+    assert torch.allclose(second, -torch.exp(-h), rtol=1e-12)
+    assert torch.allclose(torch.vmap(lambda one: moments(one, 3))(h), moments(h, 3), rtol=1e-12)
+
+
+def test_weights_have_second_derivatives_where_a_node_is_the_end():
+    """A corrector's node at s, r = 0: the second derivative in the time t is the difference of first ones."""
+    others = torch.tensor([0.8, 0.3], dtype=F64)
+
+    def corrector(t):
+        o, s = orn.VP().level(others)
+        return weights(orn.VP().level(t), s, [orn.VP().level(t), o, s])[2]
+
+    slope, t, e = torch.func.grad(corrector), torch.tensor(0.5, dtype=F64), 1e-5
+    difference = (slope(t + e) - slope(t - e)) / (2 * e)
+    assert float(torch.func.grad(slope)(t)) == pytest.approx(float(difference), rel=1e-6)
 
 
 def symbolic_weights(t, s, nodes, view, tau):

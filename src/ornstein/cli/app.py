@@ -504,6 +504,7 @@ def certify(
 
 @cache
 def _command() -> Any:
+    """All commands, put together once."""
     return typer.main.get_command(app)
 
 

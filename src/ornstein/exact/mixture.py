@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .covariance import Covariance, Products, Spectrum, Split, column, over
 from .world import Law, World
 
 _DIGITS = 1e5  # what |x|^2 may exceed a component's variance by
+_BLOCK = 2**22  # variances made at once of many levels
 
 
 class GaussianMixture(World):
@@ -142,12 +143,16 @@ class GaussianMixture(World):
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
         return _MixtureLaw(self, alpha, sigma, like, label)
 
-    def _views(
+    def _bound(
         self, levels: Level, a: Tensor, c: Tensor, like: Tensor, label: Tensor | None
     ) -> Iterable[Callable[[Tensor], Tensor]]:
-        if label is None and levels.alpha.dim() == 1:
-            return _MixtureLaw(self, levels.alpha, levels.sigma, like, None).each(a, c)
-        return super()._views(levels, a, c, like, label)
+        if label is not None or levels.alpha.dim() != 1:
+            yield from super()._bound(levels, a, c, like, label)
+            return
+        block = max(1, _BLOCK // (len(self.means) + self.covariance.values.numel()))
+        parts = (torch.split(part, block) for part in (levels.alpha, levels.sigma, a, c))
+        for alpha, sigma, own, other in zip(*parts, strict=True):
+            yield from _MixtureLaw(self, alpha, sigma, like, None).each(own, other)
 
     def _draw(self, component: Tensor, seed: torch.Generator) -> Tensor:
         z = torch.randn(len(component), self.dim, dtype=torch.float64, generator=seed, device=seed.device).cpu()
@@ -205,6 +210,16 @@ class Gaussian(GaussianMixture):
         super().__init__(mean[None], stds, covs=one[0], factors=one[1])
 
 
+class _At(NamedTuple):
+    """What the shares of the components depend on beside x: alpha, log w_k N(0; 0, S_k) up to a common part, 1/S_k, and
+    whether squares of differences may be made from products."""
+
+    alpha: Tensor
+    log_terms: Tensor
+    precision: Spectrum
+    by_products: bool
+
+
 class _MixtureLaw(Law):
     def __init__(
         self, world: GaussianMixture, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None
@@ -213,24 +228,22 @@ class _MixtureLaw(Law):
         self.means, self.cov_cast, self._products = world._cast(like)
         # one level for all, or one a sample in front of (k, r)
         self.alpha, self.sigma = (_wide(c.to("cpu", torch.float64)) for c in (alpha, sigma))
-        self._alpha = self.alpha if self.alpha.dim() == 0 else self.alpha.to(like)
         # S = alpha^2 C + sigma^2 I. Where it is exactly singular nothing is random: there 1/S counts as 0 in a mean,
         # and as enormous in a density, so that the nearest component wins and nothing overflows.
         s = world.covariance.spectrum(lambda c: self.alpha**2 * c + self.sigma**2)
         self._divisor = Spectrum(*(torch.where(part > 0, part, torch.inf) for part in s))
         least = world.scale**2 * (1e-200 if like.dtype == torch.float64 else 1e-24)
         s = Spectrum(*(part.clamp_min(least) for part in s))
-        self._precision = Spectrum(*(1 / part for part in s)).to(like)
-        told = self._told_by_products(s)
-        self._by_products = bool(told.all())
-        self._each_by_products = told.expand(*s.outside.shape[:-2], 1, 1).flatten(-2).squeeze(-1)
+        self._told = self._told_by_products(s)
         log_terms = world.log_weights - world.covariance.log_volume(s) / 2 - world.dim / 2 * math.log(2 * math.pi)
         if label is not None:
             host = label.cpu()[:, None]
             log_terms = torch.where((host == world.labels) | (host < 0), log_terms, -torch.inf)
         # The common part, of the size of d, would cost digits in float32.
         base = log_terms.amax(-1, keepdim=True)
-        self._log_terms = (log_terms - base).to(like)
+        precision = Spectrum(*(1 / part for part in s)).to(like)
+        alpha = self.alpha if self.alpha.dim() == 0 else self.alpha.to(like)
+        self._at = _At(alpha, (log_terms - base).to(like), precision, bool(self._told.all()))
         self._base = (base.squeeze(-1) - world._log_mass(label)).to(like)
 
     def _told_by_products(self, s: Spectrum) -> Tensor:
@@ -248,49 +261,47 @@ class _MixtureLaw(Law):
         inside, outside = ((a * self.alpha * part - c) for part in (values, floor))
         return Spectrum(inside / self._divisor.inside, outside / self._divisor.outside).to(self.means)
 
-    def _split(self, x: Tensor) -> Split:
-        return self.cov_cast.split(x[:, None] - self._alpha * self.means)
+    def _split(self, at: _At, x: Tensor) -> Split:
+        return self.cov_cast.split(x[:, None] - at.alpha * self.means)
 
-    def _terms(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Spectrum], Tensor]]:
+    def _terms(self, at: _At, x: Tensor) -> tuple[Tensor, Callable[[Tensor, Spectrum], Tensor]]:
         """The log of each share, up to the common part, and mix(r, f) = sum_k r_k f(C_k) (xc - alpha mu_k)."""
-        if self._by_products:
-            products, apart = self._products, self._products.apart(x, self._alpha)
-            terms = self._log_terms - products.quadratic(self._precision, apart) / 2
+        if at.by_products:
+            products, apart = self._products, self._products.apart(x, at.alpha)
+            terms = at.log_terms - products.quadratic(at.precision, apart) / 2
             return terms, lambda r, f: products.mix(r, f, apart)
-        covariance, split = self.cov_cast, self._split(x)
-        terms = self._log_terms - covariance.quadratic(self._precision, split) / 2
+        covariance, split = self.cov_cast, self._split(at, x)
+        terms = at.log_terms - covariance.quadratic(at.precision, split) / 2
         return terms, lambda r, f: covariance.mix(r, f, split)
 
     def pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        terms, mix = self._terms(x)
+        terms, mix = self._terms(self._at, x)
         r = terms.softmax(-1)
         return r @ self.means + mix(r, self._filter(1.0, 0.0)), mix(r, self._filter(0.0, 1.0))
 
     def combine(self, a: Tensor, c: Tensor) -> Callable[[Tensor], Tensor]:
-        return partial(self._combined, column(a, self.means), self._filter(_wide(a), _wide(c)))
+        return partial(self._combined, self._at, column(a, self.means), self._filter(_wide(a), _wide(c)))
 
     def each(self, a: Tensor, c: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
         """`combine` of every level, of a law that was given levels where others have samples: made at once, each is as
         if it had been made alone."""
-        spectra = self._filter(_wide(a), _wide(c))
-        parts = (self.alpha.flatten(), self._log_terms, *self._precision, self._each_by_products.tolist(), a, *spectra)
+        at, told = self._at, self._told.expand(len(self.alpha), 1, 1).flatten()
+        parts = (self.alpha.flatten(), at.log_terms, *at.precision, told, a, *self._filter(_wide(a), _wide(c)))
         for alpha, log_terms, inside, outside, by_products, own, *spectrum in zip(*parts, strict=True):
-            law = copy(self)
-            law._alpha, law._log_terms, law._precision = alpha, log_terms, Spectrum(inside, outside)
-            law._by_products = by_products
-            yield partial(law._combined, own, Spectrum(*spectrum))
+            one = _At(alpha, log_terms, Spectrum(inside, outside), bool(by_products))
+            yield partial(self._combined, one, own, Spectrum(*spectrum))
 
-    def _combined(self, a: Tensor, spectrum: Spectrum, x: Tensor) -> Tensor:
-        terms, mix = self._terms(x)
+    def _combined(self, at: _At, a: Tensor, spectrum: Spectrum, x: Tensor) -> Tensor:
+        terms, mix = self._terms(at, x)
         r = terms.softmax(-1)
         return a * (r @ self.means) + mix(r, spectrum)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self._terms(x)[0].logsumexp(-1) + self._base
+        return self._terms(self._at, x)[0].logsumexp(-1) + self._base
 
     def cov(self, x: Tensor) -> Tensor:
-        r = self._terms(x)[0].softmax(-1)
-        means = self.means + self.cov_cast.join(self._filter(1.0, 0.0), self._split(x))
+        r = self._terms(self._at, x)[0].softmax(-1)
+        means = self.means + self.cov_cast.join(self._filter(1.0, 0.0), self._split(self._at, x))
         apart = means - torch.einsum("bk,bkd->bd", r, means)[:, None]
         rest = self.world.covariance.dense(lambda c: over(self.sigma**2 * c, self.alpha**2 * c + self.sigma**2)).to(x)
         within = torch.einsum("bk,kde->bde" if rest.dim() == 3 else "bk,bkde->bde", r, rest)

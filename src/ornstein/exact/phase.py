@@ -47,7 +47,7 @@ class ExactPhaseDenoiser(BaseDenoiser):
         tells = (a.mT @ precision).squeeze(-2) * levels.sigma[..., None] ** 2  # y = tells . z
         by_z, by_score = levels.conversion("score", self.predicts)
         mixed = tells, by_z - by_score @ precision, by_score @ precision @ a
-        x0s = self.world._views(levels, torch.ones_like(levels.t), torch.zeros_like(levels.t), flat, label)
+        x0s = self.world._bound(levels, torch.ones_like(levels.t), torch.zeros_like(levels.t), flat, label)
         return [partial(self._answer, x0, *parts) for x0, *parts in zip(x0s, *mixed, strict=True)]
 
     def _answer(

@@ -109,7 +109,7 @@ class World(ABC):
     def _law(self, alpha: Tensor, sigma: Tensor, like: Tensor, label: Tensor | None) -> Law:
         """The law at (alpha, sigma), float64 on the host of shape () or (batch,), for flat states like `like`."""
 
-    def _views(
+    def _bound(
         self, levels: Level, a: Tensor, c: Tensor, like: Tensor, label: Tensor | None
     ) -> Iterable[Callable[[Tensor], Tensor]]:
         """`combine` at each of the levels (E,) or (E, batch)."""
@@ -393,7 +393,7 @@ class ExactDenoiser(BaseDenoiser):
         """One function of the state for each level, its coefficients computed and cast beforehand."""
         flat = self.world._centred(self.process, levels[0], x, cond)
         label = self.world._label(cond, len(x))
-        views = self.world._views(levels, *coefficients(self.world, self.process, levels, self.predicts), flat, label)
+        views = self.world._bound(levels, *coefficients(self.world, self.process, levels, self.predicts), flat, label)
         return [partial(self._answer, view, level, cond) for view, level in zip(views, levels, strict=True)]
 
     def _answer(self, view: Callable[[Tensor], Tensor], level: Level, cond: Cond, x: Tensor) -> Tensor:
@@ -431,7 +431,7 @@ def coefficients(world: World, process: AffineProcess, level: Level, view: View)
                 world._needs_density(level.sigma, "velocity")
             finite = spread.isfinite() & level.d_alpha.isfinite()
             if not holds(finite):
-                t = level.t[~finite].tolist()
-                raise ViewError(f"the velocity of {process!r} is not finite at t = {t}: start a little above 0")
+                t = float(level.t[~finite].flatten()[0])
+                raise ViewError(f"the velocity of {process!r} is not finite at t = {t:.6g}: start a little above 0")
             return level.d_alpha, -spread
     raise ViewError(f"no view is called {view!r}")

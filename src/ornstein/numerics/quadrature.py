@@ -9,6 +9,7 @@ from torch import Tensor
 
 
 @cache
+@torch.inference_mode(False)  # what is kept must serve gradients too
 def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
     """Points and weights on [-1, 1], float64, exact for polynomials below degree 2 count.
 
@@ -17,7 +18,7 @@ def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
 
     Source: Golub, Welsch 1969, "Calculation of Gauss quadrature rules".
     """
-    k = torch.arange(1, count, dtype=torch.float64)
+    k = torch.arange(1, count, dtype=torch.float64, device="cpu")
     beside = k / torch.sqrt(4 * k**2 - 1)
     points, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
     return points, 2 * vectors[0] ** 2
@@ -28,6 +29,11 @@ def between(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor]:
     points, weights = gauss_legendre(count)
     half = (b - a)[..., None] / 2
     return a[..., None] + half * (points + 1), half * weights
+
+
+def vandermonde(nodes: Tensor) -> Tensor:
+    """node_j^k for k below their number, of nodes (..., J): (..., K, J)."""
+    return torch.stack([nodes**k for k in range(nodes.shape[-1])], -2)
 
 
 def lagrange(at: Tensor, nodes: Tensor) -> Tensor:

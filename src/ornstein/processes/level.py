@@ -72,7 +72,8 @@ class Level:
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __iter__(self) -> Iterator[Level]:
-        return map(type(self), *(getattr(self, field.name).unbind(0) for field in fields(self)))
+        values = (getattr(self, field.name).unbind(0) for field in fields(self))
+        return (type(self)(*each) for each in zip(*values, strict=True))
 
     @classmethod
     def stack(cls, levels: Sequence[Level]) -> Level:

@@ -82,14 +82,14 @@ class LinearProcess(ABC):
 
 def inverse(falling: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """The t in [0, 1] at which a falling function has the value, by bisection to the last bit."""
-    low, high = torch.zeros_like(value), torch.ones_like(value)
+    low, high = torch.zeros_like(value), (value < torch.inf).to(value)
     for _ in range(100):
         middle = (low + high) / 2
-        if bool(((middle == low) | (middle == high)).all()):
+        if not holds(((low < middle) & (middle < high)).any()):
             break
         above = falling(middle) > value
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return torch.where(value == torch.inf, low, high)
+    return high
 
 
 def check_one_end(process: object, x1: object) -> None:

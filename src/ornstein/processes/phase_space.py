@@ -199,8 +199,12 @@ class PhaseSpace(LinearProcess):
 
     def kernel(self, t: Tensor, spread: float) -> tuple[Tensor, Tensor]:
         """(Phi, covariance of z_t given x_0 and a momentum that has the variance `spread` at t = 0)."""
-        phi, covariance = _ornstein_uhlenbeck(self._drift, self._diffusion, self.clock(t))
-        return phi, _spread(phi, covariance, spread)
+        phi, covariance = self._noise(t)
+        return phi, _blurred(phi, covariance, spread)
+
+    def _noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(Phi, covariance of z_t given z_0)."""
+        return _ornstein_uhlenbeck(self._drift, self._diffusion, self.clock(t))
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(a^T S^-1 a) for z_t ~ N(a x0, S): all that z_t tells of x0; it falls, since z is a Markov chain."""
@@ -212,8 +216,8 @@ class PhaseSpace(LinearProcess):
             return t
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         check_times(t)
-        phi, covariance = self.kernel(t, 0.0)
-        whole = _spread(phi, covariance, self.gamma * self.mass)
+        phi, covariance = self._noise(t)
+        whole = _blurred(phi, covariance, self.gamma * self.mass)
         beta, log_snr, none = self.beta(t)[..., None, None], _log_snr(phi, whole), torch.full_like(t, torch.nan)
         return PhaseLevel(
             t, torch.ones_like(t), torch.exp(-log_snr / 2), log_snr, none, none,
@@ -364,7 +368,7 @@ def mix(matrix: Tensor, state: Phase) -> Phase:
     return Phase(*(a * x + b * m for a, b in rows))
 
 
-def _spread(phi: Tensor, covariance: Tensor, variance: float) -> Tensor:
+def _blurred(phi: Tensor, covariance: Tensor, variance: float) -> Tensor:
     """The covariance at t where the momentum at t = 0 has a variance."""
     return covariance + variance * phi[..., :, 1:] @ phi[..., :, 1:].mT
 

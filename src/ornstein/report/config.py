@@ -15,7 +15,7 @@ from ornstein.report.names import nearest
 
 
 class Fields(BaseModel):
-    """Fields of a config: those that it does not have are refused."""
+    """Fields of a config, fixed once read (`model_copy` makes another): those that it does not have are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 

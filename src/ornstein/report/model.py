@@ -74,7 +74,7 @@ def build_net(config: Config, conditions: Mapping[str, int] | None = None) -> Ne
     event, labels = config.event or (), config.labels or 0
     with torch.random.fork_rng(devices=[]):
         small = max(config.net.width or 0, 32 * _depth(config)) <= 256 and math.prod(event) * (labels + 1) <= 10**6
-        need = 0 if small else _weigh(config, *(conditions or {}).items())[0]  # which loads much of torch
+        need = 0 if small else _weigh(config, conditions)[0]  # which loads much of torch
         if (free := free_memory(torch.device("cpu"))) is not None and need > free:
             raise ValueError(f"this net has weights of {shown(need)}, and {shown(free)} are free: {_SMALLER}")
         torch.manual_seed(config.seed)
@@ -88,7 +88,7 @@ def check_memory(config: Config, conditions: Mapping[str, int] | None = None, pr
     if processes > 1 or free is None:
         return
     with torch.random.fork_rng(devices=[]):
-        weights, kept = _weigh(config, *(conditions or {}).items())
+        weights, kept = _weigh(config, conditions)
     averages = config.lengths or (config.ema if isinstance(config.ema, tuple) else (config.ema,))
     copies = 4 + len(averages)
     least = 0 if config.recompute else kept if config.precision == "fp32" else kept // 2
@@ -103,10 +103,14 @@ def check_memory(config: Config, conditions: Mapping[str, int] | None = None, pr
 _SMALLER = "lower net.width or net.depth"
 
 
+def _weigh(config: Config, conditions: Mapping[str, int] | None = None) -> tuple[int, int]:
+    """Bytes of the weights, and of what one pass of a batch keeps."""
+    return _weighed(config, frozenset((conditions or {}).items()), torch.get_default_dtype())
+
+
 @lru_cache(64)
-def _weigh(config: Config, *conditions: tuple[str, int]) -> tuple[int, int]:
-    """Bytes of the weights, and of what one pass of a batch keeps. Both are affine in the depth, so that the networks
-    of depths 1 and 2 tell those of any, and none is built."""
+def _weighed(config: Config, conditions: frozenset[tuple[str, int]], dtype: torch.dtype) -> tuple[int, int]:
+    """Both are affine in the depth, so that the networks of depths 1 and 2 tell those of any, and none is built."""
     event, rows, names = config.event or (), max(config.batch_size // config.accumulate, 1), dict(conditions)
 
     def given() -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..numerics.quadrature import vandermonde
 from ..processes import Level
 from .exponential import jump
 from .runge_kutta import EULER, HEUN, KUTTA3
@@ -26,9 +27,8 @@ def interpolation_weights(nodes: Sequence[Tensor], a: Tensor, b: Tensor) -> list
     They solve sum_j w_j r_j^k = 1/(k + 1) with r_j = (u_j - a)/(b - a), k = 0, 1, ...
     """
     r = torch.stack([(node - a) / (b - a) for node in nodes], -1)
-    k = torch.arange(len(nodes), dtype=r.dtype)
-    vandermonde = r[..., None, :] ** k[:, None]
-    return list(torch.linalg.solve(vandermonde, (1 / (k + 1)).expand_as(r)).unbind(-1))
+    means = 1 / torch.arange(1, len(nodes) + 1, dtype=r.dtype, device=r.device)
+    return list(torch.linalg.solve(vandermonde(r), means.expand_as(r)).unbind(-1))
 
 
 def mean_slope(

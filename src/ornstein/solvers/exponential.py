@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .._types import View
+from ..numerics.quadrature import vandermonde
 from ..processes import Level, Matrix, PhaseSpace
+from ..processes.level import holds
 from .phase import follow
 from .table import Coefficient, Evaluation, Expression, Register, Writer
 
@@ -19,9 +21,6 @@ def half_step(t: Level, s: Level) -> Tensor:
     return (s.log_snr - t.log_snr) / 2
 
 
-_POWERS = torch.arange(1, 21, dtype=torch.float64)
-
-
 def moments(h: Tensor, count: int) -> Tensor:
     """I_k = h^-k int_{-h}^0 e^u u^k du for k < count, on a new last axis; I_0 alone has a limit at h = inf.
 
@@ -29,8 +28,9 @@ def moments(h: Tensor, count: int) -> Tensor:
     sum_n (-1)^(n+k) h^(n+1) / (n! (n+k+1)) is summed.
     """
     small = h.abs() < 1
-    near = torch.where(small, h, 0.0)[..., None] ** _POWERS @ _series(count)
-    if bool(small.all()):
+    powers, coefficients = _series(count)
+    near = torch.where(small, h, 0.0)[..., None] ** powers @ coefficients
+    if not holds((~small).any()):
         return near
     v = torch.where(small, 1.0, h)
     decay = torch.exp(-v)
@@ -41,10 +41,12 @@ def moments(h: Tensor, count: int) -> Tensor:
 
 
 @cache
-def _series(count: int) -> Tensor:
-    """The coefficients of h^(n+1) in I_k, (n, k)."""
-    n, k = _POWERS[:, None] - 1, torch.arange(count, dtype=torch.float64)
-    return (-1.0) ** (n + k) / (torch.exp(torch.lgamma(n + 1)) * (n + k + 1))
+@torch.inference_mode(False)  # what is kept must serve gradients too
+def _series(count: int) -> tuple[Tensor, Tensor]:
+    """The powers n + 1, (n,), and the coefficients of h^(n+1) in I_k, (n, k)."""
+    n = torch.arange(20, dtype=torch.float64, device="cpu")[:, None]
+    k = torch.arange(count, dtype=torch.float64, device="cpu")
+    return n[:, 0] + 1, (-1.0) ** (n + k) / (torch.exp(torch.lgamma(n + 1)) * (n + k + 1))
 
 
 Tau = Tensor | float
@@ -97,8 +99,7 @@ def weights(t: Level, s: Level, nodes: Sequence[Level], view: View = "x0", tau: 
         return [scale * integral[..., 0]]
     h = half_step(t, s)
     r = torch.stack([half_step(s, node) / h for node in nodes], -1)
-    vandermonde = r[..., None, :] ** torch.arange(len(nodes))[:, None]
-    w = torch.linalg.solve(vandermonde, integral)
+    w = torch.linalg.solve(vandermonde(r), integral)
     return list((scale[..., None] * w).unbind(-1))
 
 

@@ -44,7 +44,7 @@ class _Linear(ABC):
         return Expression(total)
 
     def __mul__(self, c: Coefficient) -> Expression:
-        c = _plain(c)  # once: floats are twenty times faster than scalar tensors, and the same numbers
+        c = _plain(c)  # once: floats are twenty times faster than scalar tensors
         return Expression({atom: c * own for atom, own in self.terms().items()})
 
     __rmul__ = __mul__
@@ -560,7 +560,7 @@ def _name(function: Callable[..., Any]) -> str:
 def _plain(c: Coefficient) -> Coefficient:
     if isinstance(c, Matrix) or (isinstance(c, Tensor) and (c.dim() > 0 or c.requires_grad)):
         return c
-    return float(c)
+    return float(c) if isinstance(c, Tensor) else 1.0 * c  # which refuses text
 
 
 def _is_zero(c: Coefficient) -> bool:

@@ -100,13 +100,13 @@ def forecast(
 def weigh(make: Callable[[], nn.Module], *inputs: Callable[[], Any]) -> tuple[int, int]:
     """(bytes of the weights, bytes that autograd keeps of one pass) of a network that is not built: all its tensors,
     and what `inputs` make for it, have shapes and no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         net = make()
         given = [each() for each in inputs]
-    weights = list(net.parameters())
-    saved = _Counted(weights)
-    with saved:
-        net(*given)
+        weights = list(net.parameters())
+        saved = _Counted(weights)
+        with saved:
+            net(*given)
     return sum(p.nbytes for p in weights), saved.bytes
 
 
