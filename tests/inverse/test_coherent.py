@@ -112,6 +112,16 @@ def test_batches_units_and_operators() -> None:
     assert float(out.residual.max()) < 10
 
 
+def test_what_no_state_explains_is_no_misfit() -> None:
+    """Of x measured twice, differently, the mean counts: the distance of the two does not stay in Polyak's bound."""
+    world, twice = ring(), linops.Matrix(torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=F64))
+    once = linops.Matrix(2**0.5 * torch.tensor([[1.0, 0.0]], dtype=F64))
+    y, apart = world.sample(3, seed=3).to(F64)[:, :1], torch.tensor([[2.0, -2.0]], dtype=F64)
+    options: dict[str, Any] = {"method": CoPaint(lr=10.0), "steps": 20, "seed": 5, "dtype": F64}
+    found = restore(world.denoiser(VP), twice, y + apart, **options).samples
+    torch.testing.assert_close(found, restore(world.denoiser(VP), once, 2**0.5 * y, **options).samples)
+
+
 def test_refusals() -> None:
     for options, match in (
         ({"iterations": 0}, "iterations=0"),

@@ -165,7 +165,7 @@ def test_it_mends_guidance() -> None:
     assert errors(plain.samples[0], mean, cov)[1] > 9
     method = Langevin(DPS(), moves=200, width=0.6, log_snr=7.0)
     moved = restore(WORLD.denoiser(VP), LINE, Y, method=method, nfe=300, **options)
-    assert moved.nfe == 301
+    assert moved.nfe == 299  # two evaluations a step of DPS do not fill 99
     assert max(errors(moved.samples[0], mean, cov)) < 4.5
 
 
@@ -254,5 +254,5 @@ def test_measurements_are_refused_before_anything_runs() -> None:
     bent = Measurement(linops.Function(lambda u: u[:, :1] ** 2, (2,), (1,)), Y, linops.GaussianNoise(0.1))
     with pytest.raises(ValueError, match=r"MMPS\(.*is for linear operators"):
         Langevin(MMPS()).check(model, bent)
-    with pytest.raises(ValueError, match="nfe=5: the moves take 5, which leaves"):
+    with pytest.raises(ValueError, match="nfe=5: the moves take 6, which leaves"):
         restore(model, LINE, Y, method=method, noise=0.1, nfe=5)

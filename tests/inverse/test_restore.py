@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Any
@@ -101,7 +102,7 @@ def test_the_pull_is_the_gradient_through_the_denoiser() -> None:
 
 
 def test_dps_through_other_operators_and_noises() -> None:
-    """For any misfit m = -log p the step is the gradient of sqrt(2 m), less its constant."""
+    """For any misfit m = -log p the step is the gradient of sqrt(2 m), less its constant: of counts, the deviance."""
     world, n = ring(), 4
     model, x = world.denoiser(VP), normal(n, 2, seed=1).requires_grad_()
     cubic = linops.Function(lambda u: u**3, (2,), (2,))
@@ -113,7 +114,8 @@ def test_dps_through_other_operators_and_noises() -> None:
     y = counts.sample(torch.zeros(n, 2, dtype=F64), seed=0)
     identity = linops.Function(lambda u: u, (2,), (2,))
     found = DPS().denoiser(model, Measurement(identity, y, counts))(x.detach(), 0.4)
-    (slope,) = torch.autograd.grad((-2 * counts.log_prob(y, model(x, 0.4).x0)).sqrt().sum(), x)
+    k, rate = 20 * (y + 5), 20 * (model(x, 0.4).x0 + 5)
+    (slope,) = torch.autograd.grad((2 * (k * (k / rate).log() - k + rate).sum(1)).sqrt().sum(), x)
     torch.testing.assert_close(found.output["pull"], -slope)
 
 
@@ -284,22 +286,26 @@ def test_any_solver_runs_a_denoiser_that_knows_the_measurement() -> None:
 
 
 def test_what_was_not_measured_is_not_read() -> None:
-    """A mask's y may hold anything where nothing is seen: samples and residuals are the same to the bit."""
+    """Where nothing is seen, y may hold anything: samples and residuals are the same to the bit."""
     world, seen = gaussian(), torch.tensor([1.0, 0.0, 1.0], dtype=F64)
+    mask = linops.Mask(seen)
     fourier = torch.zeros(4, 4)
     fourier[0, :2] = fourier[1, 0] = 1
     image = orn.exact.Gaussian(torch.zeros(1, 4, 4, dtype=F64), std=1.0)
     shuffled = linops.Matrix(torch.eye(3, dtype=F64)[[2, 0, 1]])
     cases = [
-        (world, linops.Mask(seen), seen),
-        (world, linops.Mask(seen) @ shuffled, seen),
+        (world, mask, seen),
+        (world, mask @ shuffled, seen),
+        (world, linops.Truncated(mask, 0.1), seen),
+        (world, linops.Stack([shuffled, mask]), torch.cat([torch.ones(3), seen])),
         (image, linops.Fourier(fourier, (1, 4, 4)), fourier),
     ]
-    for prior, operator, known in cases:
+    for (prior, operator, known), method in itertools.product(cases, (MMPS(iterations=2), DPS())):
         y = operator(prior.sample(2, seed=1).to(F64))
+        assert torch.equal(operator.seen(y), known.expand_as(y).to(F64))
         hidden = torch.where(known.bool(), y, 7.0)
         assert not torch.equal(y, hidden)
-        options: dict[str, Any] = {"noise": 0.3, "steps": 5, "seed": 0, "method": MMPS(iterations=2)}
+        options: dict[str, Any] = {"noise": 0.3, "steps": 5, "seed": 0, "method": method}
         plain, other = (restore(prior.denoiser(VP), operator, v, **options) for v in (y, hidden))
         assert torch.equal(plain.samples, other.samples)
         assert torch.equal(plain.residual, other.residual)

@@ -27,6 +27,7 @@ from ornstein.linops import (
     Matrix,
     Operator,
     Radon,
+    Separable,
     Stack,
     Truncated,
     check,
@@ -460,3 +461,43 @@ def test_entries_that_are_not_seen_are_never_read() -> None:
     dirty = torch.where(mask > 0, y, torch.nan)
     assert torch.equal(a.adjoint(dirty), mask * y)
     assert torch.equal(a.pinv(dirty), mask * y)
+
+
+# -- what an operator is made of
+
+
+def test_rounding_of_a_dtype_measures_nothing() -> None:
+    """A product of rank 3 in float32 has six singular values, three of them rounding: its pseudo-inverse is torch's."""
+    left, right = draw(2, 6, 3).float(), draw(2, 3, 7).float()
+    y = draw(2, 6).float()
+    for values in (left[0] @ right[0], left @ right):
+        operator = Matrix(values)
+        assert int((operator.svd.s > 0).sum()) == 3 * (values.numel() // 42)
+        wanted = (torch.linalg.pinv(values) @ y[..., None]).squeeze(-1)
+        assert float((operator.pinv(y) - wanted).norm() / wanted.norm()) < 1e-4
+    chosen = Matrix(left @ right).rows(torch.tensor([1]))
+    assert isinstance(chosen, Matrix)
+    assert int((chosen.svd.s > 0).sum()) == 3
+    one = Separable([left[0] @ right[0], None], (7, 2))
+    assert one.svd is not None
+    assert int((one.svd.s > 0).sum()) == 6
+    assert int((Matrix((left[0] @ right[0]).double() + torch.eye(6, 7) * 1e-6).svd.s > 0).sum()) == 6  # told in float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_an_operator_is_not_changed_behind_its_back(dtype: torch.dtype) -> None:
+    """What it was made of may change: the operator does not. A parameter does, and its pseudo-inverse with it."""
+    x = draw(2, 3)
+    values, mask = torch.eye(3, dtype=dtype), torch.tensor([True, False, True])
+    matrix, hidden = Matrix(values), Mask(mask)
+    values.mul_(3)
+    mask.fill_(True)
+    assert torch.equal(matrix(x), x)
+    assert torch.equal(hidden(x)[:, 1], torch.zeros(2, dtype=F64))
+    parameter = torch.nn.Parameter(torch.eye(3, dtype=F64))
+    learned = Matrix(parameter)
+    assert torch.equal(learned.pinv(learned(x)).detach(), x)
+    with torch.no_grad():
+        parameter.mul_(3)
+    assert torch.equal(learned(x).detach(), 3 * x)
+    torch.testing.assert_close(learned.pinv(learned(x)).detach(), x)

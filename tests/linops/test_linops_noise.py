@@ -99,6 +99,8 @@ def test_rounding_without_noise_is_certain() -> None:
     assert noise.sample(clean.float(), 0).dtype == torch.float32
     edge = torch.tensor([[0.125]])
     assert float(noise.log_prob(noise.sample(edge, 0), edge)) == 0.0
+    thirds = torch.arange(1.0, 400.0)[:, None] / 6  # edges that rounding moves to either side
+    assert bool((QuantisationNoise(1 / 3).log_prob(QuantisationNoise(1 / 3).sample(thirds, 0), thirds) == 0).all())
 
 
 # -- samples: n = 20,000; a mean and a variance within 5 of their standard errors (p = 6e-7)
@@ -165,6 +167,19 @@ def test_per_sample_seeds_fix_each_sample(noise: NoiseModel) -> None:
     assert "=" in repr(noise)
 
 
+def test_the_nearest_that_a_noise_makes() -> None:
+    """It is one of the noise's own, and no other is nearer."""
+    y, low = draw(50, 1), -0.3  # where counts begin
+    for noise, unit, within in (
+        (PoissonNoise(4.0, offset=-low), 0.25, y.clamp_min(low)),
+        (QuantisationNoise(0.4, 0.1), 0.4, y),
+    ):
+        found = noise.nearest(y)
+        assert noise.check_measurement(found) is found
+        assert float((found - within).abs().max()) <= unit / 2 + 1e-12
+    assert GaussianNoise(0.1).nearest(y) is y
+
+
 # -- refusals
 
 
@@ -204,5 +219,12 @@ def test_data_out_of_range() -> None:
         PoissonNoise(2.0).sample(y / 0, 0)
     with pytest.raises(ValueError, match=r"a multiple of 0.4: 3 entries are not, the first is 0.5"):
         QuantisationNoise(0.4).log_prob(y, y)
+    for off, accepted in ((0.0005, True), (0.01, False)):  # of a step
+        rounded = 0.4 * torch.tensor([[3 + off, -2.0]], dtype=F64)
+        if accepted:
+            assert QuantisationNoise(0.4).check_measurement(rounded) is rounded
+        else:
+            with pytest.raises(ValueError, match=r"1 entries are not, the first is 1\.204"):
+                QuantisationNoise(0.4).check_measurement(rounded)
     big = torch.tensor([[1e5 / 7]])  # a count that float32 holds to 1e-3 counts only
     assert PoissonNoise(7.0).check_measurement(big) is big

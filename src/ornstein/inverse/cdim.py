@@ -76,7 +76,7 @@ class CDIM(Method):
 
 
 class _Traces(NamedTuple):
-    """rank A, tr A A^T and tr (A A^T)^2: numbers, or one a sample."""
+    """rank A (without an SVD, how many numbers are measured), tr A A^T and tr (A A^T)^2: numbers, or one a sample."""
 
     rank: Tensor
     square: Tensor
@@ -90,17 +90,17 @@ class _Traces(NamedTuple):
             return cls((s2 > 0).sum(-1).to(s2), s2.sum(-1), (s2**2).sum(-1))
         seed = torch.Generator().manual_seed(0)
         square, fourth = list[Tensor](), list[Tensor]()
-        size = 1
+        rank = torch.ones(1)
         for _ in range(_PROBES):
             z = torch.randn(operator.batch or 1, *operator.event, generator=seed, dtype=torch.float64)
             seen = operator(z.to(operator.dtype).to(operator.device))
-            size = seen[0].numel()
+            rank = operator.seen(seen).flatten(1).sum(1).cpu().to(torch.float64)
             square.append(seen.flatten(1).square().sum(1))
             fourth.append(operator.adjoint(seen).flatten(1).square().sum(1))
         means = [torch.stack(part).mean(0).cpu().to(torch.float64) for part in (square, fourth)]
         if operator.batch is None:
-            means = [part[0] for part in means]
-        return cls(torch.tensor(float(size)), *means)
+            rank, *means = (part[0] for part in (rank, *means))
+        return cls(rank, *means)
 
 
 @dataclass(frozen=True)

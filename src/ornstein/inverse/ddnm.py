@@ -10,7 +10,7 @@ from ..denoiser import BaseDenoiser
 from ..processes import Level
 from ..solvers import Solver
 from .measurement import Measurement
-from .method import Method
+from .method import Method, check_share
 from .posterior import Corrected
 from .renoise import Renoise
 
@@ -28,6 +28,9 @@ class DDNM(Method):
     guides = True
 
     eta: float = 0.85
+
+    def __post_init__(self) -> None:
+        check_share(eta=self.eta)
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator = measurement.linear(self)

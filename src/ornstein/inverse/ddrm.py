@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..processes import Level
+from ..processes.level import broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
 from .measurement import Measurement
-from .method import Method
+from .method import Method, check_share
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class DDRM(Method):
     eta_b: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("eta", self.eta), ("eta_b", self.eta_b)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: from 0 to 1")
+        check_share(eta=self.eta, eta_b=self.eta_b)
 
     @property
     def steps(self) -> int:
@@ -56,15 +55,15 @@ class DDRM(Method):
         floor = torch.where(seen, std / torch.where(seen, a, 1.0), torch.inf)  # what y leaves of a coefficient
 
         def step(t: Level, s: Level, x: Tensor, x0: Tensor, z: Tensor) -> Tensor:
-            after = float(s.sigma / s.alpha)
             own, d, fresh = svd.vt(x), svd.vt(x0), svd.vt(z)
-            keep = (1 - self.eta**2) ** 0.5
-            hidden = d + after * (keep * (own - float(t.alpha) * d) / float(t.sigma) + self.eta * fresh)
+            after, keep = broadcast(s.sigma / s.alpha, d), (1 - self.eta**2) ** 0.5
+            noise = (own - broadcast(t.alpha, d) * d) / broadcast(t.sigma, d)
+            hidden = d + after * (keep * noise + self.eta * fresh)
             coarse = d + keep * (target - d) * (after / floor.clamp_min(1e-30)) + after * self.eta * fresh
             left = (after**2 - self.eta_b**2 * torch.where(seen, floor, 0.0) ** 2).clamp_min(0).sqrt()
             fine = (1 - self.eta_b) * d + self.eta_b * target + left * fresh
             new = torch.where(seen, torch.where(after < floor, coarse, fine), hidden)
-            return float(s.alpha) * svd.v(new)
+            return broadcast(s.alpha, x) * svd.v(new)
 
         return _Spectral(repr(self), step)
 

@@ -11,7 +11,7 @@ from ..numerics.conjugate_gradients import cg
 from ..processes import Level
 from ..solvers import Solver
 from .measurement import Measurement
-from .method import Method, check_positive
+from .method import Method, check_positive, check_share
 from .posterior import Corrected
 from .renoise import Renoise
 
@@ -35,6 +35,7 @@ class DDS(Method):
 
     def __post_init__(self) -> None:
         check_positive(gamma=self.gamma)
+        check_share(eta=self.eta)
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: at least one conjugate gradient")
 

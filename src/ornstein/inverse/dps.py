@@ -24,8 +24,8 @@ class DPS(Method):
     """x_s = c_x x_t + c_x0 x0 + std z - zeta grad_x |y - A(x0(x_t))|
 
     the ancestral step (see `ancestral`), and a step of length zeta down the misfit, per sample, through the network.
-    For noise that is not normal the misfit is -log p(y | x0), normalised alike. Linear or not, the operator needs
-    gradients.
+    For noise that is not normal the square root of the deviance, 2 log p(y | y) - 2 log p(y | x0), is in place of
+    |y - A(x0)|. Linear or not, the operator needs gradients.
 
     It is no sampler of the posterior. The step knows no noise and does not shrink: near data, where x0 follows x, the
     residual r of a measured direction turns into r - zeta A A^T r/|r|, a cycle about |r| = zeta |A A^T r|/(2 |r|),
@@ -65,8 +65,8 @@ class DPS(Method):
 
 
 def ascent(measurement: Measurement, x0: Tensor) -> Tensor:
-    """-grad |y - A(x0)| at x0 for normal noise, else grad log p(y | x0)/sqrt(-2 log p(y | x0)), which is the same of
-    any misfit |.|^2/2; 0 where the misfit is."""
+    """-grad |y - A(x0)| at x0 for normal noise, else -grad sqrt(deviance), which is the same but for 1/std; 0 where the
+    misfit is."""
     if isinstance(measurement.noise, GaussianNoise) and isinstance(measurement.operator, LinearOperator):
         residual = measurement.residual(x0)
         length = residual.flatten(1).norm(dim=1).clamp_min(torch.finfo(x0.dtype).tiny)
@@ -76,9 +76,10 @@ def ascent(measurement: Measurement, x0: Tensor) -> Tensor:
         if isinstance(measurement.noise, GaussianNoise):
             misfit = measurement.residual(x0).flatten(1).square().sum(1)
         else:
-            misfit = -2 * measurement.noise.log_prob(measurement.y, measurement.operator(x0))
+            misfit = measurement.deviance(x0)
         (slope,) = torch.autograd.grad(misfit.sum(), x0)
-    length = 2 * misfit.detach().clamp_min(torch.finfo(x0.dtype).tiny).sqrt()
+    misfit = torch.where(misfit > 0, misfit, torch.inf).detach()
+    length = 2 * misfit.sqrt()
     return -slope / length.reshape(-1, *(1,) * (x0.dim() - 1))
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._types import Cond
 from ..denoiser import BaseDenoiser
 from ..processes import Level
-from ..solvers import DPMSolverPP, Solver
+from ..solvers import DPMSolverPP, Samples, Solver
 from ..solvers.compose import write_from
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
@@ -87,6 +89,11 @@ class EnKG(Method):
             return moved.reshape(x.shape)
 
         return Ensemble(repr(self), correct, self.corrections, self.base)
+
+    def run(self, model: BaseDenoiser, measurement: Measurement, cond: Cond, **options: Any) -> Samples:
+        if options.get("x_init") is not None:
+            raise ValueError(f"{self!r} begins with a spread of states, and x_init is one a measurement: leave it out")
+        return super().run(model, measurement, cond, **options)
 
 
 def kalman(clean: Tensor, y: Tensor, share: float) -> Tensor:

@@ -88,9 +88,10 @@ class Langevin(Method):
     ) -> Samples:
         plain, solver = self.denoiser(model, measurement), self.solver(measurement)  # what they refuse, at once
         if (nfe := options.get("nfe")) is not None:
-            if nfe <= self.moves:
-                raise ValueError(f"nfe={nfe}: the moves take {self.moves}, which leaves {self.begin!r} none")
-            options["nfe"] = nfe - self.moves
+            own_nfe = self.moves + 1  # and f at the end
+            if nfe <= own_nfe:
+                raise ValueError(f"nfe={nfe}: the moves take {own_nfe}, which leaves {self.begin!r} none")
+            options["nfe"] = nfe - own_nfe
         seed = fresh_seed() if seed is None else seed
         own = [derive(s, "moves") for s in seed] if isinstance(seed, Sequence) else derive(seed, "moves")
         begun = self.begin.run(model, measurement, cond, seed=seed, **options)

@@ -23,6 +23,9 @@ class Decoded(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(self.decode(x))
 
+    def check_measurement(self, y: Tensor) -> Tensor:
+        return self.inner.check_measurement(y)
+
     def rows(self, index: Tensor) -> Operator:
         return self if self.batch is None else Decoded(self.inner.rows(index), self.decode)
 
@@ -32,7 +35,8 @@ class Measurement:
     """y = A(x0) + noise, with x0 in the model's units; y (batch, *measured).
 
     A scaling x = std u + mean of one number each leaves a linear operator as it is, and measures u:
-    (y - A mean)/std = A u + noise/std. Otherwise the operator is asked of decoded states.
+    (y - A mean)/std = A u + noise/std. Otherwise the operator is asked of decoded states. Entries that are not measured
+    hold what the noise can have made nearest to 0.
     """
 
     operator: Operator
@@ -40,13 +44,17 @@ class Measurement:
     noise: NoiseModel
 
     @classmethod
-    def of(cls, model: BaseDenoiser, operator: Operator, y: Tensor, noise: NoiseModel | float) -> Measurement:
-        """The measurement y in the units of `model`, checked; a number is the standard deviation of normal noise."""
-        noise = noise if isinstance(noise, NoiseModel) else GaussianNoise(float(noise))
+    def of(cls, model: BaseDenoiser, operator: Operator, y: Tensor, noise: NoiseModel | float | Tensor) -> Measurement:
+        """The measurement y in the units of `model`, checked; a number (or one a measurement) is the standard deviation
+        of normal noise."""
+        noise = noise if isinstance(noise, NoiseModel) else GaussianNoise(noise)
         if not isinstance(operator, Operator):
             raise ValueError(f"an operator is one of orn.linops, or a subclass of its Operator: got {operator!r}")
         check_adjoint(operator)
+        if len(y) == 0:
+            raise ValueError(f"y has the shape {tuple(y.shape)}: there is no measurement in it")
         y = operator.check_measurement(y)
+        y = torch.where(operator.seen(y) > 0, y, noise.nearest(torch.zeros_like(y)))
         noise.check_measurement(y)
         scaling = model.scaling
         if scaling is None:
@@ -107,3 +115,10 @@ class Measurement:
     def residual(self, x0: Tensor) -> Tensor:
         """y - A(x0)."""
         return self.y - self.operator(x0)
+
+    def deviance(self, x0: Tensor) -> Tensor:
+        """2 log p(y | clean = y) - 2 log p(y | A(x0)), (batch,): |y - A(x0)|^2/std^2 of normal noise, and 0 where x0
+        explains the measurement as well as it can be."""
+        seen = self.operator.seen(self.y) > 0
+        best = self.noise.log_prob(self.y, self.y)
+        return 2 * (best - self.noise.log_prob(self.y, torch.where(seen, self.operator(x0), self.y)))

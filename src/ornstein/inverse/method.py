@@ -118,8 +118,9 @@ class Restored:
             raise ValueError(f"the truth has the shape {tuple(self.mean.shape)} of the means: got {tuple(truth.shape)}")
         if not 0 < level < 1:
             raise ValueError(f"level={level}: a share between 0 and 1")
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=self.samples.dtype, device=self.samples.device)
-        low, high = torch.quantile(self.samples, ends, dim=1)
+        samples = self.samples.to(torch.promote_types(self.samples.dtype, torch.float32))
+        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=samples.dtype, device=samples.device)
+        low, high = torch.quantile(samples, ends, dim=1)
         inside = ((truth >= low) & (truth <= high)).to(torch.float64)
         return torch.mean(inside.flatten(1), 1)
 
@@ -130,7 +131,7 @@ def restore(
     y: Tensor,
     *,
     method: Method,
-    noise: NoiseModel | float = 0.0,
+    noise: NoiseModel | float | Tensor = 0.0,
     samples: int = 1,
     cond: Cond = None,
     seed: int | None = None,
@@ -144,7 +145,8 @@ def restore(
         operator: A, one of `orn.linops` or a subclass of its `Operator`.
         y: (batch, *measured), any number of measurements.
         method: such as `orn.inverse.DPS()`.
-        noise: of the measurement: the standard deviation of normal noise, 0 for none, or a model of `orn.linops`.
+        noise: of the measurement: the standard deviation of normal noise, 0 for none, or one a measurement, (batch,),
+            or a model of `orn.linops`.
         samples: how many samples of each posterior.
         cond: conditions of the model, one a measurement.
         seed: each sample's noise is a function of it, of the measurement's row and of the sample's number alone, so a
@@ -178,7 +180,7 @@ def prepared(
     model: BaseDenoiser,
     operator: Operator,
     y: Tensor,
-    noise: NoiseModel | float,
+    noise: NoiseModel | float | Tensor,
     count: int,
     cond: Cond,
     seed: int,
@@ -203,7 +205,7 @@ def residuals(operator: Operator, y: Tensor, samples: Tensor) -> Tensor:
     index = torch.arange(len(y)).repeat_interleave(samples.shape[1])
     own, y = operator.rows(index), y.repeat_interleave(samples.shape[1], 0)
     miss = own.check_measurement(y) - own(samples.flatten(0, 1))
-    measured = own.check_measurement(torch.ones_like(y)).flatten(1).sum(1)
+    measured = own.seen(y).flatten(1).sum(1)
     return (miss.flatten(1).square().sum(1) / measured.clamp_min(1)).sqrt().reshape(samples.shape[:2])
 
 
@@ -214,6 +216,13 @@ def check_to_data(solver: Solver, grid: Level) -> None:
         raise ValueError(
             f"{solver!r} ends at data, sigma = 0: these times end at sigma = {float(grid[-1].sigma.max()):.4g}"
         )
+
+
+def check_share(**values: float) -> None:
+    """Refuse options that are not from 0 to 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value}: from 0 to 1")
 
 
 def check_positive(**values: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..denoiser import BaseDenoiser
 from ..solvers import DDIM, Solver
 from .measurement import Measurement
-from .method import Method
+from .method import Method, check_share
 from .posterior import Covaried
 
 
@@ -31,6 +31,7 @@ class MMPS(Method):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
+        check_share(eta=self.eta)
         if self.iterations < 1:
             raise ValueError(f"iterations={self.iterations}: at least one conjugate gradient")
 

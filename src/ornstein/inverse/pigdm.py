@@ -10,7 +10,7 @@ from ..denoiser import BaseDenoiser
 from ..processes import Level
 from ..solvers import DDIM, Solver
 from .measurement import Measurement
-from .method import Method
+from .method import Method, check_positive, check_share
 from .posterior import Pulled
 
 
@@ -31,6 +31,10 @@ class PiGDM(Method):
 
     eta: float = 1.0
     prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(prior=self.prior)
+        check_share(eta=self.eta)
 
     def denoiser(self, model: BaseDenoiser, measurement: Measurement) -> BaseDenoiser:
         operator, std = measurement.linear(self), measurement.std(self)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..linops import LinearOperator
 from ..processes import Level, ancestral
+from ..processes.level import broadcast
 from ..solvers import Solver
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Register, Writer
@@ -24,7 +25,7 @@ def noised(operator: LinearOperator, y: Tensor) -> Project:
     known = operator.pinv(y)
 
     def project(level: Level, x: Tensor, z: Tensor) -> Tensor:
-        return operator.null(x) + float(level.alpha) * known + float(level.sigma) * operator.range(z)
+        return operator.null(x) + broadcast(level.alpha, x) * known + broadcast(level.sigma, x) * operator.range(z)
 
     return project
 

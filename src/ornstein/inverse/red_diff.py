@@ -14,6 +14,7 @@ from torch import Tensor
 from ..denoiser import BaseDenoiser
 from ..linops import GaussianNoise, LinearOperator
 from ..processes import GaussianProcess, Level
+from ..processes.level import along
 from ..solvers import Grid, Solver, Uniform
 from ..solvers.reverse_sde import check_falling
 from ..solvers.table import Writer
@@ -128,13 +129,14 @@ def _moved(lr: float, weight: float, mu: Tensor, first: Tensor, second: Tensor) 
 
 def _slope(measurement: Measurement, mu: Tensor) -> Tensor:
     """The gradient of |y - A(mu)|^2/(2 m), or of -log p(y | mu)/m."""
-    operator, noise, size = measurement.operator, measurement.noise, measurement.y[0].numel()
+    operator, noise = measurement.operator, measurement.noise
+    count = along(operator.seen(measurement.y).flatten(1).sum(1).clamp_min(1), mu)
     if isinstance(noise, GaussianNoise) and isinstance(operator, LinearOperator):
-        return -operator.adjoint(measurement.residual(mu)) / size
+        return -operator.adjoint(measurement.residual(mu)) / count
     with torch.enable_grad():
         mu = mu.detach().requires_grad_()
         if isinstance(noise, GaussianNoise):
             misfit = measurement.residual(mu).square().sum() / 2
         else:
             misfit = -noise.log_prob(measurement.y, operator(mu)).sum()
-        return torch.autograd.grad(misfit, mu)[0] / size
+        return torch.autograd.grad(misfit, mu)[0] / count

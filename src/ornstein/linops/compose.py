@@ -91,6 +91,10 @@ class Stack(LinearOperator):
         pieces = zip(self.operators, torch.split(y, self.sizes, 1), strict=True)
         return [piece.reshape(len(y), *operator.measured) for operator, piece in pieces]
 
+    def check_measurement(self, y: Tensor) -> Tensor:
+        parts = self.split(super().check_measurement(y))
+        return self.join([op.check_measurement(part) for op, part in zip(self.operators, parts, strict=True)])
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([operator.forward(x).flatten(1) for operator in self.operators], 1)
 
@@ -129,6 +133,9 @@ class Truncated(LinearOperator):
         whole = self._whole
         kept = torch.where(whole.s > self.rcond * whole.s.amax(-1, keepdim=True), whole.s, 0.0)
         return SVD(kept, vt=whole.vt, v=whole.v, ut=whole.ut, u=whole.u)
+
+    def check_measurement(self, y: Tensor) -> Tensor:
+        return self.operator.check_measurement(super().check_measurement(y))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.svd.u(self.svd.spectrum(x) * self.svd.vt(x))

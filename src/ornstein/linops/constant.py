@@ -9,17 +9,19 @@ from torch import Tensor
 class Constant:
     """A tensor kept on the host, in float64 if it is floating, and given in the dtype and on the device of a state.
 
-    Complex ones are given in the state's precision, boolean and integer ones as they are. Copies are kept, but not
-    where the tensor asks for a gradient (an operator whose parameters are sought): then it flows.
+    Complex ones are given in the state's precision, boolean and integer ones as they are. It is a copy, which no change
+    of the caller's tensor reaches, but for a tensor that asks for a gradient (an operator whose parameters are sought):
+    then it flows. eps is the relative error of the entries, that of the dtype in which they came.
     """
 
     def __init__(self, value: Tensor) -> None:
+        self.eps = torch.finfo(value.dtype).eps if value.is_floating_point() or value.is_complex() else 0.0
         if value.is_complex():
             value = value.to(torch.complex128)
         elif value.is_floating_point():
             value = value.to(device="cpu").to(torch.float64)
         with torch.inference_mode(False):  # what is kept must serve gradients too
-            self.value = value.to("cpu").clone() if value.is_inference() else value.to("cpu")
+            self.value = value.to("cpu") if value.requires_grad else value.to("cpu").clone()
         self._made: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, like: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class Mask(LinearOperator):
                 f"got {tuple(mask.shape)}"
             ) from error
         self.batch = len(mask) if each else None
-        self.mask = whole
         self._seen = Constant(whole)
+        self.mask = self._seen.value
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(self._seen(x), x, 0.0)
@@ -56,11 +56,11 @@ class Mask(LinearOperator):
 
     @cached_property
     def svd(self) -> SVD:
-        s = self.mask.cpu().flatten(0 if self.batch is None else 1).to(torch.float64)
+        s = self.mask.flatten(0 if self.batch is None else 1).to(torch.float64)
         return SVD(s, vt=_flat, v=self._event, ut=_flat, u=self._event)
 
     def rows(self, index: Tensor) -> Operator:
-        return self if self.batch is None else Mask(self.mask[index.to(self.mask.device)], self.event)
+        return self if self.batch is None else Mask(self.mask[index.cpu()], self.event)
 
     def _event(self, c: Tensor) -> Tensor:
         return c.reshape(-1, *self.event)

@@ -19,6 +19,9 @@ class Matrix(LinearOperator):
     values: M (m, d), or (batch, m, d) for one a sample, d the product of the sizes of an event.
     event, measured: (d,) and (m,) if not given.
 
+    Where M asks for a gradient it flows through A and A^T; what an inverse is needed for has the values of M as it is
+    at the call, and no gradient. What is below the rounding of its dtype counts as not measured.
+
     Errors: ValueError for shapes that do not fit, NaN, infinity.
     """
 
@@ -42,15 +45,26 @@ class Matrix(LinearOperator):
     def transpose(self, y: Tensor) -> Tensor:
         return _times(self._values(y).mT, y).reshape(-1, *self.event)
 
-    @cached_property
+    @property
     def svd(self) -> SVD:
-        return dense(self._values.value.detach(), self.event, self.measured)
+        return self._decomposed() if self._values.value.requires_grad else self._kept
+
+    @cached_property
+    def _kept(self) -> SVD:
+        return self._decomposed()
+
+    def _decomposed(self) -> SVD:
+        return dense(self._values.value.detach(), self.event, self.measured, eps=self._values.eps)
 
     def matrix(self) -> Tensor:
         return self._values.value
 
     def rows(self, index: Tensor) -> Operator:
-        return self if self.batch is None else Matrix(self._values.value[index.cpu()], self.event, self.measured)
+        if self.batch is None:
+            return self
+        chosen = Matrix(self._values.value[index.cpu()], self.event, self.measured)
+        chosen._values.eps = self._values.eps
+        return chosen
 
 
 def _times(matrix: Tensor, x: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class NoiseModel(ABC):
         """`y`, or ValueError if this noise cannot have made it."""
         return finite("the measurement y", y)
 
+    def nearest(self, y: Tensor) -> Tensor:
+        """The measurement that this noise can have made next to `y`."""
+        return y
+
     def _normal(self, clean: Tensor, seed: Seed | Noise) -> Tensor:
         stream = as_noise(seed, batch=len(clean), dtype=clean.dtype, device=clean.device)
         return stream.normal(clean.shape)
@@ -55,6 +59,10 @@ class GaussianNoise(NoiseModel):
 
     def __repr__(self) -> str:
         return f"GaussianNoise(std={_show(self.std)})"
+
+    def check_measurement(self, y: Tensor) -> Tensor:
+        _column(self.std, y)
+        return super().check_measurement(y)
 
     def rows(self, index: Tensor) -> NoiseModel:
         each = isinstance(self.std, Tensor) and self.std.dim() > 0
@@ -126,6 +134,9 @@ class PoissonNoise(NoiseModel):
             )
         return y
 
+    def nearest(self, y: Tensor) -> Tensor:
+        return self._counts(y).clamp_min(0) / self.peak - self.offset
+
     def _counts(self, y: Tensor) -> Tensor:
         return (self.peak * (y + self.offset)).round()
 
@@ -180,6 +191,9 @@ class QuantisationNoise(NoiseModel):
             )
         return y
 
+    def nearest(self, y: Tensor) -> Tensor:
+        return self.step * (y / self.step).round()
+
 
 def _stirling(k: Tensor) -> Tensor:
     """log k! - k log k + k for k >= 1, to rounding."""
@@ -195,7 +209,7 @@ def _positive(name: str, value: float | Tensor, zero: bool = False) -> float | T
     if not bool((whole.isfinite() & ((whole >= 0) if zero else (whole > 0))).all()) or whole.dim() > 1:
         allowed = "not negative" if zero else "positive"
         raise ValueError(f"{name} is finite and {allowed}, a number or one a sample: got {_show(value)}")
-    return value if isinstance(value, Tensor) else float(value)
+    return value if isinstance(value, Tensor) and (value.dim() or value.requires_grad) else float(value)
 
 
 def _show(value: float | Tensor) -> str:

@@ -68,6 +68,10 @@ class Operator(ABC):
         self._check("y", y, self.measured)
         return finite("the measurement y", y)
 
+    def seen(self, y: Tensor) -> Tensor:
+        """1 for the entries of a measurement like `y` that are measured, and 0 for the others."""
+        return self.check_measurement(torch.ones_like(y))
+
     def rows(self, index: Tensor) -> Operator:
         """The operator for the samples `index` (k,) of a batch: itself, unless it is another one for each sample."""
         if self.batch is None:

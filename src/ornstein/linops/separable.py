@@ -43,7 +43,8 @@ class Separable(LinearOperator):
     @cached_property
     def svd(self) -> SVD:
         factors = [None if matrix is None else matrix.value.detach() for matrix in self._matrices]
-        return SeparableSVD(factors, self.event, self.event, self.measured)
+        eps = max((matrix.eps for matrix in self._matrices if matrix is not None), default=None)
+        return SeparableSVD(factors, self.event, self.event, self.measured, eps)
 
 
 def last_axes(event: Sequence[int], matrices: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -65,7 +66,7 @@ class Downsample(Separable):
     """
 
     def __init__(self, factor: int | Sequence[int], event: Sequence[int]) -> None:
-        factors = [factor] * min(2, len(event)) if isinstance(factor, int) else list(factor)
+        factors = list(factor) if isinstance(factor, Sequence) else [factor] * min(2, len(event))
         sizes = list(event)[len(event) - len(factors) :] if len(factors) <= len(event) else []
         if not sizes or any(f < 1 or n % f for f, n in zip(factors, sizes, strict=True)):
             raise ValueError(f"factors that divide the last axes of {tuple(event)} are wanted: got {factor}")
