@@ -67,14 +67,17 @@ def test_a_mask_is_its_rows(method: Any) -> None:
 
 @pytest.mark.parametrize("method", [DPS(zeta=0.1), REDDiff(), DAPS(), TDS(particles=4)], ids=lambda m: type(m).__name__)
 def test_a_mask_of_counts_is_its_rows(method: Any) -> None:
-    """Where 0 is no whole number of counts (20 * 2.53), what is hidden is none either."""
+    """Where 0 is no whole number of counts (20 * 2.53), what is hidden is none either; in a model's units too."""
     noise = linops.PoissonNoise(20.0, offset=2.53)
     y = noise.sample(Y, seed=1)
     options: dict[str, Any] = {"noise": noise, "steps": 6, "seed": 0, "method": method, "dtype": F64}
-    masked = restore(WORLD.denoiser(VP), linops.Mask(SEEN), whole(y), **options)
-    rows = restore(WORLD.denoiser(VP), ROWS, y, **options)
-    torch.testing.assert_close(masked.samples, rows.samples)
-    torch.testing.assert_close(masked.residual, rows.residual)
+    unit = orn.exact.Gaussian(torch.zeros(4, dtype=F64), std=1.0).denoiser(VP)
+    scaled = orn.Denoiser(lambda x, t: unit(x, t).x0, VP, "x0", scaling=orn.Scaling(0.2, 0.7))
+    for model in (WORLD.denoiser(VP), scaled):
+        masked = restore(model, linops.Mask(SEEN), whole(y), **options)
+        rows = restore(model, ROWS, y, **options)
+        torch.testing.assert_close(masked.samples, rows.samples)
+        torch.testing.assert_close(masked.residual, rows.residual)
 
 
 def test_a_constrained_chain_ends_at_its_noise_without_an_svd() -> None:
@@ -204,6 +207,8 @@ def test_a_density_above_one_is_no_misfit_below_zero() -> None:
     found = DPS().denoiser(model, Measurement(ROWS, Y, Laplace()))(x.detach(), 0.4)
     misfit = (2 * (Y - ROWS(model(x, 0.4).x0)).abs().sum(1) / 0.05).sqrt().sum()
     torch.testing.assert_close(found.output["pull"], -torch.autograd.grad(misfit, x)[0])
+    met = Measurement(ROWS, ROWS(model(x.detach(), 0.4).x0), Laplace())
+    assert float(DPS().denoiser(model, met)(x.detach(), 0.4).output["pull"].abs().max()) == 0  # nothing is left to do
 
 
 def test_coverage_of_half_precision() -> None:
