@@ -216,7 +216,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
                 axis.imshow(unpacked(shown[column]), cmap="gray_r", vmin=0, vmax=255)
         row[0].set_ylabel(task.replace(" ", "\n"), fontsize=7, rotation=0, ha="right", va="center")
     for axis, column in zip(grid[0], columns, strict=True):
-        axis.set_title(f"{column}{'*' if column in exact else ''}", fontsize=7)
+        axis.set_title(f"{column.replace(':', chr(10))}{'*' if column in exact else ''}", fontsize=7, va="bottom")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
