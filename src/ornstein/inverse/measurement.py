@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -116,9 +117,13 @@ class Measurement:
         """y - A(x0)."""
         return self.y - self.operator(x0)
 
+    @cached_property
+    def seen(self) -> Tensor:
+        """1 for the entries of y that are measured, and 0 for the others."""
+        return self.operator.seen(self.y)
+
     def deviance(self, x0: Tensor) -> Tensor:
         """2 log p(y | clean = y) - 2 log p(y | A(x0)), (batch,): |y - A(x0)|^2/std^2 of normal noise, and 0 where x0
         explains the measurement as well as it can be."""
-        seen = self.operator.seen(self.y) > 0
         best = self.noise.log_prob(self.y, self.y)
-        return 2 * (best - self.noise.log_prob(self.y, torch.where(seen, self.operator(x0), self.y)))
+        return 2 * (best - self.noise.log_prob(self.y, torch.where(self.seen > 0, self.operator(x0), self.y)))

@@ -130,7 +130,7 @@ def _moved(lr: float, weight: float, mu: Tensor, first: Tensor, second: Tensor) 
 def _slope(measurement: Measurement, mu: Tensor) -> Tensor:
     """The gradient of |y - A(mu)|^2/(2 m), or of -log p(y | mu)/m."""
     operator, noise = measurement.operator, measurement.noise
-    count = along(operator.seen(measurement.y).flatten(1).sum(1).clamp_min(1), mu)
+    count = along(measurement.seen.flatten(1).sum(1).clamp_min(1), mu)
     if isinstance(noise, GaussianNoise) and isinstance(operator, LinearOperator):
         return -operator.adjoint(measurement.residual(mu)) / count
     with torch.enable_grad():
