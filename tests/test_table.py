@@ -297,3 +297,8 @@ def test_a_process_that_returns_a_number_is_named():
 
     with pytest.raises(ValueError, match=r"alpha\(t\) must return a tensor .* got float"):
         Constant().level(0.5)
+
+
+def test_text_is_no_coefficient():
+    with pytest.raises(TypeError):
+        "0.5" * Register(0)

@@ -66,7 +66,7 @@ class Downsample(Separable):
     """
 
     def __init__(self, factor: int | Sequence[int], event: Sequence[int]) -> None:
-        factors = list(factor) if isinstance(factor, Sequence) else [factor] * min(2, len(event))
+        factors = [factor] * min(2, len(event)) if isinstance(factor, int) else list(factor)
         sizes = list(event)[len(event) - len(factors) :] if len(factors) <= len(event) else []
         if not sizes or any(f < 1 or n % f for f, n in zip(factors, sizes, strict=True)):
             raise ValueError(f"factors that divide the last axes of {tuple(event)} are wanted: got {factor}")
